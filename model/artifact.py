@@ -1,0 +1,198 @@
+"""The artefact: a directory of graphs and one manifest.json that says all that is known of them.
+
+Training writes it, the service reads it. It either verifies to the last byte or is refused.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+Role = Literal["predict", "explain", "weights", "golden", "licence"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CorruptArtifact(ValueError):
+    """The directory is no artefact, or not the one its manifest describes."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TissueClass(Part):
+    name: str = Field(pattern=r"^[^:]+$")  # QuPath splits class names at colons
+    description: str
+    color: str = Field(pattern=r"^#[0-9a-f]{6}$")
+
+
+class Architecture(Part):
+    kind: str  # "vit"
+    sizes: dict[str, int | float | str | list[float]]
+    parameters: int
+
+
+class Calibration(Part):
+    temperature: float = Field(gt=0)  # logits are divided by it inside the graph; 1 leaves them as they are
+    n: int  # predictions it was fitted on
+    protocol: str
+
+
+class Conformal(Part):
+    """A class is in the set where its probability is at least 1 - threshold; the top class always is."""
+
+    coverages: list[Share]  # ascending; what may be asked for
+    thresholds: list[list[Share]]  # one list per coverage, one threshold per class
+    default: Share
+    n: int
+    protocol: str
+
+
+class Gate(Part):
+    """Limits within which an answer is `ok`."""
+
+    min_tissue_share: Share
+    min_sharpness: float = Field(ge=0)
+    min_confidence: Share
+    protocol: str
+
+
+class Metric(Part):
+    name: str
+    value: float
+    low: float  # 95 % interval
+    high: float
+    n: int
+    protocol: str
+
+
+class DataSource(Part):
+    name: str
+    use: str
+    n: int
+    licence: str
+    origin: str
+
+
+class File(Part):
+    path: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # beside the manifest, nowhere else
+    role: Role
+    precision: Precision | None = None
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int
+
+
+class Variant(Part):
+    """What a graph of another precision changes, measured against fp32."""
+
+    same_label: Share
+    mean_probability_change: Share
+    n: int  # tiles, labelled or not
+
+
+class Golden(Part):
+    """A generated tile whose answer must be met on the very device and precision in use."""
+
+    probabilities: list[Share]
+    tolerance: dict[Precision, float]
+
+
+class Maps(Part):
+    evidence: Literal["exact", "first-order", "mixed"]  # exact: with the bias it adds up to the logit
+    default: Literal["attention", "rollout", "evidence"]
+    reads: Literal["class", "mean", "both"]  # the tokens that the head reads
+
+
+class Manifest(Part):
+    format: Literal[1]
+    name: str
+    version: str
+    summary: str
+    architecture: Architecture
+    classes: list[TissueClass] = Field(min_length=2)
+    tile_px: int
+    tile_mpp: float = Field(gt=0)
+    grid: int
+    layers: int
+    heads: int
+    feature_width: int
+    calibration: Calibration
+    conformal: Conformal | None
+    gate: Gate
+    maps: Maps
+    metrics: list[Metric]
+    data: list[DataSource]
+    intended_use: str
+    limits: list[str]
+    weights_licence: str
+    files: list[File]
+    variants: dict[Precision, Variant]
+    golden: Golden
+    versions: dict[str, str]  # torch, onnxruntime, pillow, git commit
+
+    @model_validator(mode="after")
+    def agree_with_itself(self) -> "Manifest":
+        names = [c.name for c in self.classes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"class names must differ, got {names}")
+        if len(self.golden.probabilities) != len(names):
+            raise ValueError(f"golden has {len(self.golden.probabilities)} probabilities for {len(names)} classes")
+        if self.tile_px % self.grid:
+            raise ValueError(f"tile_px {self.tile_px} is not a multiple of the grid {self.grid}")
+        if self.conformal and any(len(row) != len(names) for row in self.conformal.thresholds):
+            raise ValueError("conformal thresholds must be one per class")
+        return self
+
+    @property
+    def class_names(self) -> list[str]:
+        return [c.name for c in self.classes]
+
+    def precisions(self) -> list[Precision]:
+        return [f.precision for f in self.files if f.role == "predict" and f.precision]
+
+    def file(self, role: Role, precision: Precision | None = None) -> File:
+        for file in self.files:
+            if file.role == role and precision in (None, file.precision):
+                return file
+        raise CorruptArtifact(f"{self.name} has no {role} file of precision {precision}; it has {self.precisions()}")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorruptArtifact(f"{folder} holds no {MANIFEST}: it is no artefact; `tissue-train export` writes one")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CorruptArtifact(f"{path} is not a manifest of format {FORMAT}: {error}") from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+
+
+def verify_files(manifest: Manifest, folder: Path) -> None:
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file():
+            raise CorruptArtifact(f"{path} is missing, though the manifest lists it")
+        found = digest(path)
+        if found != file.sha256:
+            raise CorruptArtifact(
+                f"{path} is not the file the manifest lists: expected sha256 {file.sha256} ({file.bytes} bytes), "
+                f"found {found} ({path.stat().st_size} bytes); get the artefact again"
+            )
+
+
+def describe_file(path: Path, role: Role, precision: Precision | None = None) -> File:
+    return File(path=path.name, role=role, precision=precision, sha256=digest(path), bytes=path.stat().st_size)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

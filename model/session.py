@@ -1,0 +1,219 @@
+"""A verified artefact in ONNX Runtime: uint8 tiles in, predictions and maps out.
+
+`open_classifier` refuses an artefact that is damaged, and a device that isn't there, before the first answer.
+"""
+
+import ctypes
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.artifact import MANIFEST, CorruptArtifact, Manifest, Precision, digest, read_manifest, verify_files
+
+Device = Literal["cpu", "cuda"]
+Floats = NDArray[np.float32]
+Tiles = NDArray[np.uint8]
+
+# On a GPU a batch is padded to one of these, so that memory and the search for kernels stay bounded.
+CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+log = logging.getLogger(__name__)
+
+
+class DeviceUnavailable(RuntimeError):
+    pass
+
+
+@dataclass(frozen=True)
+class Predictions:
+    logits: Floats  # (N, K)
+    probabilities: Floats  # (N, K), calibrated
+    features: Floats  # (N, D)
+
+
+@dataclass(frozen=True)
+class Explanations(Predictions):
+    attention: Floats  # (N, L, H, G, G)
+    rollout: Floats  # (N, G, G)
+    evidence: Floats  # (N, K, G, G)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Thread-safe: ONNX Runtime lets many threads run one session.
+
+    On a CPU the predict graph is open twice, for callers that come alone and for many side by side: one call on all
+    cores answers soonest, one call a core answers most. Both give the same digits.
+    """
+
+    manifest: Manifest
+    digest: str  # sha256 of the manifest, which lists the sha256 of all else
+    device: Device
+    precision: Precision
+    intra_threads: int
+    _alone: ort.InferenceSession
+    _crowd: ort.InferenceSession
+    _explain: ort.InferenceSession
+
+    def predict(self, tiles: Tiles, *, alone: bool = True) -> Predictions:
+        return Predictions(*self._run(self._alone if alone else self._crowd, {"tiles": tiles}))
+
+    def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None) -> Explanations:
+        if keep is None:
+            keep = np.ones((len(tiles), self.manifest.grid**2), bool)
+        return Explanations(*self._run(self._explain, {"tiles": tiles, "keep": keep}))
+
+    def _run(self, session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
+        if self.device == "cpu":
+            return list(session.run(None, inputs))
+        return run_bound(session, inputs)
+
+
+def open_classifier(
+    path: Path,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    intra_threads: int | None = None,
+) -> Classifier:
+    manifest = read_manifest(path)
+    verify_files(manifest, path)
+    if precision == "auto":
+        precision = "fp32"
+    if precision not in manifest.precisions():
+        raise CorruptArtifact(f"{path} has no {precision} graphs, only {manifest.precisions()}")
+
+    chosen: Device = "cpu" if device == "cpu" or (device == "auto" and not has_nvidia_driver()) else "cuda"
+    threads = intra_threads or available_cores()
+    predict = path / manifest.file("predict", precision).path
+    # int8 is for speed; a map is asked for to be looked at, and there is no int8 of it
+    explain = path / manifest.file("explain", "fp16" if precision == "fp16" else "fp32").path
+    alone = open_session(predict, chosen, threads)
+    crowd = alone if chosen == "cuda" or threads == 1 else open_session(predict, chosen, 1)
+    classifier = Classifier(
+        manifest,
+        digest(path / MANIFEST),
+        chosen,
+        precision,
+        threads,
+        alone,
+        crowd,
+        open_session(explain, chosen, threads),
+    )
+    check_shapes(classifier)
+    check_golden(classifier, load_golden(path, manifest))
+    return classifier
+
+
+def open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle service takes no CPU
+    try:
+        if device == "cpu":
+            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return open_cuda_session(path, options)
+    except (ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.Fail) as error:
+        raise CorruptArtifact(f"{path} is not a graph that onnxruntime {ort.__version__} can run: {error}") from error
+
+
+def open_cuda_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    ort.preload_dlls()  # the CUDA libraries that pip installed, where there are any
+    cuda = (
+        "CUDAExecutionProvider",
+        {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+    )
+    session = ort.InferenceSession(path, options, providers=[cuda, "CPUExecutionProvider"])
+    session.disable_fallback()
+    if session.get_providers()[0] != "CUDAExecutionProvider":  # never silently on the CPU
+        raise DeviceUnavailable(
+            f"CUDA was asked for, but onnxruntime {ort.__version__} could only load {session.get_providers()}; "
+            "`tissue doctor` says what is missing, TISSUE_DEVICE=cpu does without"
+        )
+    return session
+
+
+def run_bound(session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
+    """On a GPU: padded to a known batch, outputs bound, so that each is copied back once."""
+    n = len(next(iter(inputs.values())))
+    size = next((size for size in CUDA_BATCHES if size >= n), n)
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        padded = np.concatenate([array, np.repeat(array[-1:], size - n, axis=0)])
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(padded, "cuda", 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda", 0)
+    session.run_with_iobinding(binding)
+    return [output[:n] for output in binding.copy_outputs_to_cpu()]
+
+
+def check_shapes(classifier: Classifier) -> None:
+    m = classifier.manifest
+    tiles = np.full((2, m.tile_px, m.tile_px, 3), 255, np.uint8)
+    k, g = len(m.classes), m.grid
+    try:
+        predicted, explained = classifier.predict(tiles), classifier.explain(tiles)
+    except Exception as error:  # a graph with other inputs; onnxruntime has many classes for it
+        raise CorruptArtifact(f"{m.name} does not take tiles {tiles.shape} as its manifest says: {error}") from error
+    expected = {
+        "logits": (2, k),
+        "probabilities": (2, k),
+        "features": (2, m.feature_width),
+        "attention": (2, m.layers, m.heads, g, g),
+        "rollout": (2, g, g),
+        "evidence": (2, k, g, g),
+    }
+    for answer in (predicted, explained):
+        for name, array in vars(answer).items():
+            if array.shape != expected[name]:
+                raise CorruptArtifact(f"{m.name}: {name} has shape {array.shape}, the manifest means {expected[name]}")
+
+
+def load_golden(path: Path, manifest: Manifest) -> Tiles:
+    with Image.open(path / manifest.file("golden").path) as image:
+        return np.asarray(image.convert("RGB"))[None]  # (1, S, S, 3)
+
+
+def check_golden(classifier: Classifier, tile: Tiles) -> None:
+    """The one tile whose answer is known must be answered so here, on this device, in this precision."""
+    golden = classifier.manifest.golden
+    expected = np.array(golden.probabilities)
+    tolerance = golden.tolerance[classifier.precision]
+    for graph, answer in (("predict", classifier.predict(tile)), ("explain", classifier.explain(tile))):
+        found = answer.probabilities[0]
+        if not np.abs(found - expected).max() <= tolerance:  # `not <=` so that nan is refused as well
+            raise CorruptArtifact(
+                f"the golden tile is answered wrongly by {graph} in {classifier.precision} on {classifier.device}: "
+                f"expected {expected.round(4).tolist()} within {tolerance}, found {found.round(4).tolist()}; "
+                "another precision or device may do"
+            )
+
+
+def has_nvidia_driver() -> bool:
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def available_cores() -> int:
+    """What the scheduler and the container grant, not what the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):  # no cgroup v2 here
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, round(int(quota) / int(period))))

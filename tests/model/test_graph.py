@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.graph import ExplainGraph, PredictGraph, evidence, rollout, to_images
+from model.vit import ViT, ViTConfig
+
+K, G = 4, 4
+
+
+def make_vit(pool: str) -> ViT:
+    torch.manual_seed(1)
+    vit = ViT(ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool), K).double().eval()  # type: ignore[arg-type]
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return vit
+
+
+def make_images() -> Tensor:
+    return torch.rand(2, 3, 60, 60, dtype=torch.float64)
+
+
+ALL = torch.ones(2, G * G, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("removed", [0, 5])
+def test_evidence_of_a_mean_head_adds_up_to_the_logit(removed):
+    vit = make_vit("mean")
+    keep = ALL.clone()
+    keep[:, :removed] = False
+    out = vit(make_images(), keep=keep, need_weights=True)
+    shares = evidence(vit, out, keep)
+    torch.testing.assert_close(shares.sum(-1) + vit.head.bias, out.logits)
+    assert (shares[:, :, :removed] == 0).all()
+
+
+def test_evidence_of_a_class_head_is_the_gradient_times_the_message():
+    """Against autograd: scale what each patch tells the class token in the last block, and differentiate."""
+    vit = make_vit("class")
+    out = vit(make_images(), need_weights=True)
+    last, before = vit.blocks[-1], out.tokens[-2].detach()
+    scale = torch.ones(2, G * G, dtype=torch.float64, requires_grad=True)
+
+    _, _, v = last.attn.project(last.norm1(before))
+    weights = out.attentions[-1].detach()
+    weights = torch.cat([weights[..., :1], weights[..., 1:] * scale[:, None, None, :]], dim=-1)
+    mixed = (weights @ v).transpose(1, 2).flatten(2)
+    x = before + last.attn.proj(mixed)
+    logits = vit.head(vit.norm(x + last.mlp(last.norm2(x)))[:, 0])  # (N, K)
+    expected = torch.stack([torch.autograd.grad(logits[:, c].sum(), scale, retain_graph=True)[0] for c in range(K)], 1)
+
+    torch.testing.assert_close(evidence(vit, out, ALL), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_evidence_of_a_head_that_reads_both_is_the_sum_of_both():
+    both = make_vit("both")
+    out = both(make_images(), need_weights=True)
+    halves = both.head.weight.detach().split(24, dim=1)
+    parts = []
+    for pool, weight in zip(("class", "mean"), halves, strict=True):
+        one = make_vit(pool)
+        one.load_state_dict({**both.state_dict(), "head.weight": weight})
+        parts.append(evidence(one, out, ALL))
+    torch.testing.assert_close(evidence(both, out, ALL), parts[0] + parts[1])
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_rollout_of_one_row_is_that_row_of_the_full_product(pool):
+    vit = make_vit(pool)
+    out = vit(make_images(), need_weights=True)
+    product = torch.eye(1 + G * G, dtype=torch.float64).expand(2, -1, -1)
+    for weights in out.attentions:
+        product = (0.5 * weights.mean(1) + 0.5 * torch.eye(1 + G * G)) @ product
+    expected = product[:, 0, 1:] if pool == "class" else product[:, 1:, 1:].mean(1)
+    torch.testing.assert_close(rollout(vit, out, ALL), expected)
+
+
+def test_both_graphs_answer_alike_and_probabilities_are_tempered():
+    vit = make_vit("both").float()
+    tiles = torch.randint(0, 256, (2, 60, 60, 3), dtype=torch.uint8)
+    predicted, explained = PredictGraph(vit, 2.0)(tiles), ExplainGraph(vit, 2.0)(tiles, ALL)
+    torch.testing.assert_close(predicted.logits, explained.logits)
+    torch.testing.assert_close(predicted.probabilities, (predicted.logits / 2).softmax(1))
+    assert explained.attention.shape == (2, 3, 3, G, G)
+    assert explained.rollout.shape == (2, G, G)
+    assert explained.evidence.shape == (2, K, G, G)
+
+
+def test_attention_rows_are_laid_out_as_the_image_is():
+    """A patch that is removed loses its attention at its own place of the grid."""
+    vit = make_vit("class").float()
+    tiles = torch.randint(0, 256, (1, 60, 60, 3), dtype=torch.uint8)
+    keep = torch.ones(1, G * G, dtype=torch.bool)
+    keep[0, 1 * G + 2] = False
+    attention = ExplainGraph(vit, 1.0)(tiles, keep).attention
+    assert (attention[..., 1, 2] == 0).all()
+    assert (attention > 0).sum() == attention.numel() - attention[..., 1, 2].numel()
+
+
+def test_images_are_tiles_in_zero_to_one():
+    tile = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+    tile[0, 1, 0] = torch.tensor([255, 51, 0])
+    assert to_images(tile)[0, :, 1, 0].tolist() == pytest.approx([1.0, 0.2, 0.0])

@@ -1,0 +1,110 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from model.artifact import MANIFEST, CorruptArtifact
+from model.session import DeviceUnavailable, has_nvidia_driver, open_classifier
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_artifact):
+    return open_classifier(tiny_artifact, device="cpu", intra_threads=2)
+
+
+@pytest.fixture
+def artifact(tiny_artifact, tmp_path):
+    for path in tiny_artifact.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def random_tiles(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 150, 150, 3), dtype=np.uint8)
+
+
+def test_answers_have_the_shapes_of_the_manifest(classifier):
+    m = classifier.manifest
+    k, g = len(m.classes), m.grid
+    predicted, explained = classifier.predict(random_tiles(3)), classifier.explain(random_tiles(3))
+    assert predicted.probabilities.shape == (3, k)
+    assert predicted.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    assert predicted.features.shape == (3, m.feature_width)
+    assert explained.attention.shape == (3, m.layers, m.heads, g, g)
+    assert explained.rollout.shape == (3, g, g)
+    assert explained.evidence.shape == (3, k, g, g)
+
+
+def test_predict_and_explain_agree(classifier):
+    tiles = random_tiles(4)
+    predicted, explained = classifier.predict(tiles), classifier.explain(tiles)
+    np.testing.assert_allclose(predicted.logits, explained.logits, atol=1e-4)
+
+
+def test_a_lone_call_and_one_of_a_crowd_give_the_same_digits(classifier):
+    tiles = random_tiles(1)
+    alone, crowd = classifier.predict(tiles, alone=True), classifier.predict(tiles, alone=False)
+    np.testing.assert_array_equal(alone.probabilities, crowd.probabilities)
+
+
+def test_removing_patches_changes_the_answer_and_silences_their_maps(classifier):
+    tiles = random_tiles(1)
+    keep = np.ones((1, 100), bool)
+    keep[0, :50] = False
+    whole, half = classifier.explain(tiles), classifier.explain(tiles, keep)
+    assert np.abs(whole.logits - half.logits).max() > 1e-6
+    assert (half.rollout[0, :5] == 0).all() and (half.attention[..., :5, :] == 0).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_same_tile_gets_the_same_digits_every_time(tiny_artifact, precision):
+    classifier = open_classifier(tiny_artifact, device="cpu", precision=precision)
+    first, *rest = (classifier.predict(random_tiles(1)).probabilities for _ in range(5))
+    for answer in rest:
+        np.testing.assert_array_equal(answer, first)
+
+
+def test_the_golden_tile_must_be_answered_as_written(artifact):
+    content = json.loads((artifact / MANIFEST).read_text())
+    content["golden"]["probabilities"] = content["golden"]["probabilities"][::-1]
+    (artifact / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CorruptArtifact, match=r"golden tile is answered wrongly by predict in fp32 on cpu: expected"):
+        open_classifier(artifact, device="cpu")
+
+
+@pytest.mark.parametrize("key", ["grid", "layers", "heads", "feature_width"])
+def test_sizes_that_the_graphs_do_not_have_are_refused(artifact, key):
+    content = json.loads((artifact / MANIFEST).read_text())
+    content[key] = 5 if key == "grid" else content[key] + 1
+    (artifact / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CorruptArtifact, match="manifest"):
+        open_classifier(artifact, device="cpu")
+
+
+def test_a_precision_that_was_not_exported_is_refused(artifact):
+    with pytest.raises(CorruptArtifact, match="no fp16 graphs, only"):
+        open_classifier(artifact, device="cpu", precision="fp16")
+
+
+@pytest.mark.skipif(has_nvidia_driver(), reason="there is a GPU here")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_without_a_gpu_is_refused_and_never_silently_the_cpu(tiny_artifact):
+    with pytest.raises(DeviceUnavailable, match="TISSUE_DEVICE=cpu"):
+        open_classifier(tiny_artifact, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_nvidia_driver(), reason="no NVIDIA driver here")
+def test_a_gpu_answers_as_the_cpu_does(tiny_artifact):
+    cpu, gpu = (open_classifier(tiny_artifact, device=device) for device in ("cpu", "cuda"))
+    tiles = random_tiles(3)
+    assert gpu.device == "cuda"
+    np.testing.assert_allclose(gpu.predict(tiles).probabilities, cpu.predict(tiles).probabilities, atol=2e-3)
+    np.testing.assert_allclose(gpu.explain(tiles).rollout, cpu.explain(tiles).rollout, atol=1e-3)
+
+
+def test_the_serving_side_never_imports_torch():
+    code = "import sys, app.main, model.pixels, model.artifact, model.session; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model.vit import Attention, Block, Mlp, ViT, ViTConfig, attention_weights
+
+SMALL = ViTConfig(tile_px=60, width=24, layers=2, heads=3)
+
+
+def randomised(config: ViTConfig, seed: int = 0) -> ViT:
+    """A ViT in which every parameter matters: biases and the head are zero as initialised."""
+    torch.manual_seed(seed)
+    vit = ViT(config, classes=6).eval()
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return vit
+
+
+@pytest.mark.parametrize("pool", ["class", "mean", "both"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_shapes_are_those_of_the_paper(stem, pool):
+    vit = randomised(ViTConfig(width=32, layers=2, heads=2, stem=stem, pool=pool))
+    out = vit(torch.rand(3, 3, 150, 150), need_weights=True)
+    assert out.logits.shape == (3, 6)
+    assert out.features.shape == (3, 64 if pool == "both" else 32)
+    assert [t.shape for t in out.tokens] == [(3, 101, 32)] * 3
+    assert [a.shape for a in out.attentions] == [(3, 2, 101, 101)] * 2
+    assert torch.allclose(out.attentions[0].sum(-1), torch.ones(3, 2, 101))
+
+
+def test_weights_are_handed_out_only_when_asked_for():
+    assert randomised(SMALL)(torch.rand(1, 3, 60, 60)).attentions == ()
+
+
+def test_attention_agrees_with_torchs_own_multi_head_attention():
+    torch.manual_seed(0)
+    ours = Attention(SMALL)
+    theirs = nn.MultiheadAttention(SMALL.width, SMALL.heads, batch_first=True)
+    theirs.in_proj_weight, theirs.in_proj_bias = ours.qkv.weight, ours.qkv.bias
+    theirs.out_proj.weight, theirs.out_proj.bias = ours.proj.weight, ours.proj.bias
+    x = torch.randn(2, 17, SMALL.width)
+
+    mixed, weights = ours(x, None, need_weights=True)
+    expected, expected_weights = theirs(x, x, x, average_attn_weights=False)
+
+    torch.testing.assert_close(mixed, expected)
+    torch.testing.assert_close(weights, expected_weights)
+
+
+def test_a_block_agrees_with_torchs_own_encoder_layer():
+    block = Block(SMALL, drop_path=0.0).eval()
+    theirs = nn.TransformerEncoderLayer(
+        SMALL.width, SMALL.heads, 4 * SMALL.width, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+    )
+    theirs.self_attn.in_proj_weight, theirs.self_attn.in_proj_bias = (
+        block.attn.qkv.weight,
+        block.attn.qkv.bias,
+    )
+    theirs.self_attn.out_proj = block.attn.proj  # type: ignore[assignment]
+    theirs.linear1, theirs.linear2 = block.mlp.fc1, block.mlp.fc2
+    theirs.norm1, theirs.norm2 = block.norm1, block.norm2
+    x = torch.randn(2, 17, SMALL.width)
+    torch.testing.assert_close(block(x, None, need_weights=True)[0], theirs(x))
+
+
+@pytest.mark.parametrize("removed", [0, 5])
+def test_the_explicit_and_the_fused_attention_agree(removed):
+    vit = randomised(SMALL)
+    images = torch.rand(2, 3, 60, 60)
+    keep = torch.arange(16).expand(2, 16) >= removed
+    explicit, fused = vit(images, keep=keep, need_weights=True), vit(images, keep=keep)
+    torch.testing.assert_close(explicit.logits, fused.logits, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("pool", ["class", "mean", "both"])
+def test_masking_a_patch_is_the_same_as_never_having_it(pool):
+    vit = randomised(ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool))
+    images = torch.rand(2, 3, 60, 60)
+    kept = torch.tensor([[0, 3, 7], [1, 2, 15]])
+    keep = torch.zeros(2, 16, dtype=torch.bool).scatter(1, kept, True)
+    torch.testing.assert_close(vit(images, keep=keep).logits, vit(images, kept=kept).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_scores_are_scaled_by_the_root_of_the_head_width():
+    q, k = torch.ones(1, 1, 2, 16), torch.tensor([[[[0.0] * 16, [1.0] * 16]]])
+    odds = math.exp(16 / math.sqrt(16))
+    assert attention_weights(q, k, None)[0, 0, 0, 1].item() == pytest.approx(odds / (1 + odds))
+
+
+@pytest.mark.parametrize("pool", ["class", "both"])
+def test_the_number_of_parameters_follows_the_closed_formula(pool):
+    config = ViTConfig(width=192, layers=12, heads=3, pool=pool)
+    d, l, k, p, t = config.width, config.layers, 6, config.patch_px, 1 + config.grid**2  # noqa: E741
+    embedding = (3 * p * p + 1) * d + d + t * d
+    block = 2 * 2 * d + (d + 1) * 3 * d + (d + 1) * d + (d + 1) * 4 * d + (4 * d + 1) * d
+    head = 2 * d + (config.feature_width + 1) * k
+    assert sum(p.numel() for p in ViT(config, classes=6).parameters()) == embedding + l * block + head
+
+
+def test_each_token_of_the_conv_stem_looks_at_its_own_patch():
+    vit = randomised(ViTConfig(width=32, layers=1, heads=2, stem="conv"))
+    images = torch.full((1, 3, 150, 150), 0.5, requires_grad=True)
+    token = vit.patch_embed(images)[0, 4 * 10 + 6].sum()  # row 4, column 6
+    (gradient,) = torch.autograd.grad(token, images)
+    # GroupNorm lets every pixel matter a little; the patch itself must matter by far the most
+    weight = gradient.abs().sum(1)[0]
+    rows, columns = weight.sum(1).argsort()[-15:], weight.sum(0).argsort()[-15:]
+    assert rows.float().mean().item() == pytest.approx(4 * 15 + 7, abs=2)
+    assert columns.float().mean().item() == pytest.approx(6 * 15 + 7, abs=2)
+
+
+def test_drop_path_skips_some_branches_and_keeps_the_mean():
+    block = Block(SMALL, drop_path=0.5).train()
+    branch = torch.ones(4000, 1, 1)
+    dropped = block.drop_path(branch)
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert dropped.mean().item() == pytest.approx(1, abs=0.1)
+    assert block.eval().drop_path(branch) is branch
+
+
+def test_sizes_that_do_not_divide_are_refused_with_the_divisors():
+    with pytest.raises(ValueError, match=r"tile_px 150 is not a multiple of patch_px 16.*15, 25"):
+        ViTConfig(patch_px=16)
+    with pytest.raises(ValueError, match=r"width 192 is not a multiple of heads 5"):
+        ViTConfig(heads=5)
+    with pytest.raises(ValueError, match="patch_px must be 15, not 10"):
+        ViTConfig(patch_px=10, stem="conv")
+
+
+def test_the_mlp_is_four_times_as_wide_and_uses_gelu():
+    mlp = Mlp(SMALL)
+    x = torch.randn(5, SMALL.width)
+    assert mlp.fc1.out_features == 4 * SMALL.width
+    torch.testing.assert_close(mlp(x), mlp.fc2(nn.GELU()(mlp.fc1(x))))

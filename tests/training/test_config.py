@@ -1,0 +1,61 @@
+import pytest
+
+from model.vit import ViTConfig
+from training.config import BadConfig, Fit, Pretrain, read_config
+
+MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_config(text):
+        path = tmp_path / "x.toml"
+        path.write_text(text)
+        return path
+
+    return write_config
+
+
+def test_a_minimal_file_is_a_whole_run(write):
+    config = read_config(write(MINIMAL), [], Fit)
+    assert config.model == ViTConfig()
+    assert config.optimisation.steps == 2000
+
+
+def test_the_command_line_beats_the_file(write):
+    path = write(MINIMAL + "[optimisation]\nsteps = 10\n[model]\nlayers = 2\n")
+    overrides = ["optimisation.steps=20", "model.stem=conv", "augment.crop=[0.5, 0.9]", "split=all"]
+    config = read_config(path, overrides, Fit)
+    assert config.optimisation.steps == 20
+    assert config.model == ViTConfig(layers=2, stem="conv")
+    assert config.augment.crop == (0.5, 0.9)
+    assert config.split == "all"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimisation.stpes=5", r"unknown key 'stpes'; the nearest known one is 'steps'"),
+        ("model.witdh=5", r"unknown key 'witdh'; the nearest known one is 'width'"),
+        ("optimiser.steps=5", r"unknown key 'optimiser'; the nearest known one is 'optimisation'"),
+        ("optimisation.steps=many", "optimisation.steps"),
+        ("optimisation.steps=0", "optimisation.steps"),
+        ("augment.stain=-1", "augment.stain"),
+        ("model.heads=5", "width 192 is not a multiple of heads 5"),
+        ("steps", "no key=value"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(write, override, message):
+    with pytest.raises(BadConfig, match=message):
+        read_config(write(MINIMAL), [override], Fit)
+
+
+def test_keys_inside_lists_are_checked_as_well(write):
+    text = 'name = "x"\n[[sources]]\nkind = "classes"\nfolder = "a"\nshaer = 1.0\n'
+    with pytest.raises(BadConfig, match=r"unknown key 'shaer'; the nearest known one is 'share'"):
+        read_config(write(text), [], Pretrain)
+
+
+def test_broken_toml_is_named(write):
+    with pytest.raises(BadConfig, match="not valid TOML"):
+        read_config(write("name = "), [], Fit)

@@ -1,0 +1,95 @@
+"""Training state on disk: written whole or not at all, read as tensors and plain values only.
+
+Also where weights come from at the start of a run: an earlier checkpoint, or a timm-named .safetensors file.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+State = dict[str, Any]
+
+
+class CheckpointNotWritten(OSError):
+    pass
+
+
+class UnreadableCheckpoint(ValueError):
+    pass
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A reader sees the old file or the new one, never half of either, whatever happens in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        unfinished.unlink(missing_ok=True)
+        kept = "the one before it is untouched" if path.exists() else "nothing was there before"
+        raise CheckpointNotWritten(f"{path} could not be written ({error}); {kept}") from error
+
+
+def save(state: State, path: Path) -> None:
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load(path: Path) -> State:
+    try:
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UnreadableCheckpoint(f"there is no checkpoint at {path}") from None
+    except Exception as error:  # torch has no common class for what a damaged or foreign file can cause
+        raise UnreadableCheckpoint(f"{path} is no checkpoint of this project, or damaged: {error}") from error
+    return state
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = load(path)
+    if "weights" not in state:
+        raise UnreadableCheckpoint(f"{path} holds no 'weights', only {sorted(state)}")
+    weights: dict[str, Tensor] = state["weights"]
+    return weights
+
+
+def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+    """Takes from the file all that fits by name and shape; returns what was missing and what was not used.
+
+    Position embeddings of another grid are interpolated. A head of another size stays as initialised.
+    """
+    own = model.state_dict()
+    found = {name.removeprefix("module."): tensor for name, tensor in read_weights(path).items()}
+    if "pos_embed" in found and "pos_embed" in own:
+        found["pos_embed"] = fit_positions(found["pos_embed"], own["pos_embed"])
+    usable = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
+    if not usable:
+        raise UnreadableCheckpoint(
+            f"nothing in {path} fits this model by name and shape; it holds {sorted(found)[:5]}…"
+        )
+    model.load_state_dict(usable, strict=False)
+    return sorted(own.keys() - usable.keys()), sorted(found.keys() - usable.keys())
+
+
+def fit_positions(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Position embeddings (1, T, D) to another grid; the class token's, where theirs has none, starts at zero."""
+    if theirs.shape[-1] != ours.shape[-1] or theirs.shape[1] == ours.shape[1]:
+        return theirs
+    side = int(theirs.shape[1] ** 0.5)  # a whole square of patches, with or without one class token
+    extra = theirs.shape[1] - side * side
+    grid = int((ours.shape[1] - 1) ** 0.5)
+    cls = theirs[:, :extra].sum(dim=1, keepdim=True)  # (1, 1, D)
+    patches = theirs[:, extra:].transpose(1, 2).reshape(1, -1, side, side)  # (1, D, g, g)
+    patches = F.interpolate(patches.float(), (grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1).to(ours.dtype)

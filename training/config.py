@@ -1,0 +1,182 @@
+"""What a run is: a TOML file, changed by `key=value` on the command line, refused where a key is unknown.
+
+A config is a reproducible claim: each file in `configs/` opens with its command, hardware, duration and result.
+"""
+
+import difflib
+import tomllib
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.artifact import DataSource, TissueClass
+from model.vit import ViTConfig
+from training.augment import Augmentation
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class BadConfig(ValueError):
+    pass
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Optimisation(Section):
+    steps: Count = 2000
+    batch: Count = 64
+    learning_rate: Positive = 5e-4
+    weight_decay: float = Field(0.05, ge=0)  # not on biases, norms, positions and the class token
+    warmup: Share = 0.1  # share of the steps in which the learning rate climbs; a cosine takes it down again
+    clip: Positive = 1.0  # norm of the gradient
+    ema: Share = 0.998  # the weights that are kept are a running average; short runs want a smaller number
+    token_drop: Share = 0.0  # share of the patches not looked at in training
+    label_smoothing: Share = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 on a GPU, or on a CPU that has it in hardware
+    seed: int = 0
+    validate_every: Count = 100  # steps
+    checkpoint_every: Count = 100  # steps
+
+
+class Labelled(Section):
+    """A folder per class, and how much of it is looked at."""
+
+    folder: Path
+    generate: Count | None = None  # draws so many tiles per class into `folder` first, where it is not there
+    table: Path | None = None  # CSV with columns file, label, slide, quality; else all is read from the names
+    classes: list[str] | None = None  # in the artefact's order, others left out; default: the folders', sorted
+    tile_px: Count = 150
+    tile_mpp: Positive = 0.495
+    image_mpp: Positive | None = None  # default: the whole image is the tile
+
+
+class Card(Section):
+    """What the manifest says that no measurement can."""
+
+    version: str = "0.1.0"
+    summary: str = ""
+    classes: list[TissueClass] = []  # default: the folders' names and a palette
+    data: list[DataSource] = []
+    intended_use: str = "Research use only. Not a medical device."
+    limits: list[str] = []
+    weights_licence: str = "not stated"
+    licence_file: Path | None = None
+    check_tiles: Path | None = None  # a folder of tiles, labelled or not, on which the variants are compared
+    int8: bool = True
+    fp16: bool = False
+
+
+class Fit(Section):
+    """`tissue-train fit` and `tissue-train cv`."""
+
+    name: str
+    data: Labelled
+    split: Literal["course", "fifth", "all"] = "fifth"  # 425/100/100 per class; a fifth held out; train on everything
+    init: Path | None = None  # a checkpoint of this project, or a timm-named .safetensors
+    model: ViTConfig = ViTConfig()
+    augment: Augmentation = Augmentation()
+    optimisation: Optimisation = Optimisation()
+    card: Card = Card()
+    repeats: Count = 3  # of the cross-validation
+    folds: int = Field(5, ge=2)
+
+
+class Source(Section):
+    """One folder of annotated images for pretraining; `share` is its part of every batch.
+
+    classes: a folder per class. points: a table image, x, y, kind of marked nuclei. masks: a table image, mask, grade
+    of outlined glands. Images lie in `folder`, or where the table says, seen from it.
+    """
+
+    kind: Literal["classes", "points", "masks"]
+    folder: Path
+    share: Positive
+    mpp: Positive | None = None  # default: the whole image is the tile
+    zoom: tuple[Positive, Positive] = (0.85, 1.2)  # the side of a cut, as a share of a tile's
+    table: str | None = None  # file in `folder`
+    held_out: Share = 0.1  # of the images (of the patients, where the table names them), to show what was learnt
+
+
+class Rule(Section):
+    """A weak label for a cut of a `points` or `masks` source, from what lies in it.
+
+    Amounts are numbers of nuclei by kind, or the share of the cut that is gland, by grade.
+    """
+
+    label: str
+    kind: Literal["points", "masks"]
+    at_least: dict[str, float]
+    share: dict[str, float] = {}  # of the sum of all amounts
+    absent: list[str] = []
+
+
+class Pretrain(Section):
+    """`tissue-train pretrain`."""
+
+    name: str
+    tile_px: Count = 150
+    tile_mpp: Positive = 0.495
+    sources: Annotated[list[Source], Field(min_length=1)]
+    classes: list[str] = []  # of the weak labels; the head learnt here is kept by `fit --init` on the same classes
+    rules: list[Rule] = []
+    model: ViTConfig = ViTConfig()
+    augment: Augmentation = Augmentation()
+    optimisation: Optimisation = Optimisation()
+
+
+C = TypeVar("C", Fit, Pretrain)
+
+
+def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
+    try:
+        content = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfig(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        apply(override, content)
+    refuse_unknown(content, kind, str(path))
+    try:
+        return kind.model_validate(content)
+    except (ValidationError, ValueError) as error:
+        raise BadConfig(f"{path}: {error}") from error
+
+
+def apply(override: str, content: dict[str, Any]) -> None:
+    """`optimisation.steps=10` reads as TOML would: numbers, true and false, lists; else a string."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise BadConfig(f"'{override}' is no key=value, such as optimisation.steps=500")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+    content[last] = value
+
+
+def refuse_unknown(content: dict[str, Any], kind: type, where: str) -> None:
+    fields = kind.__annotations__ if is_dataclass(kind) else kind.model_fields  # type: ignore[attr-defined]
+    for key, value in content.items():
+        if key not in fields:
+            nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
+            raise BadConfig(f"{where}: unknown key '{key}'; the nearest known one is '{nearest}'")
+        section = section_type(fields[key] if is_dataclass(kind) else fields[key].annotation)
+        if section is not None:
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict):
+                    refuse_unknown(item, section, f"{where} [{key}]")
+
+
+def section_type(annotation: Any) -> type | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and (is_dataclass(candidate) or issubclass(candidate, BaseModel)):
+            return candidate
+    return None

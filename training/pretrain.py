@@ -1,0 +1,328 @@
+"""What is learnt before the labelled tiles: whole-image classes, nuclei and glands per patch, labels by rule.
+
+    tissue-train pretrain configs/pretrain.toml
+
+Cuts of every source at the tile's own magnification enter one batch; one trunk and a head for each kind of label
+leave. The dense labels (what lies in each patch) fit the patch tokens of a Vision Transformer as they are.
+"""
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from model.vit import ViT, ViTConfig
+from training.augment import keep_some_patches, recolour
+from training.config import BadConfig, Pretrain, Rule, Source
+from training.train import best_device, optimise
+
+Pixels = NDArray[np.uint8]
+NO_LABEL = -1  # what torch's cross-entropy is told to ignore
+
+
+@dataclass(frozen=True)
+class Field:
+    """One image with all that is marked on it."""
+
+    pixels: Pixels  # (height, width, 3)
+    label: int = NO_LABEL  # of the whole image
+    points: NDArray[np.float32] | None = None  # (n, 3): x, y, kind
+    mask: Image.Image | None = None  # L, 255 inside glands
+    grade: int = NO_LABEL  # of all its glands
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A source, read: its fields and the names of what is marked."""
+
+    source: Source
+    names: list[str]  # classes, kinds of nuclei, or grades
+    fields: list[Field]
+    held_out: list[Field]
+
+    @property
+    def task(self) -> str:
+        return self.source.folder.name
+
+
+class Cut(NamedTuple):
+    tile: Pixels  # (S, S, 3)
+    label: int
+    patches: NDArray[np.float32]  # (G, G, C): nuclei by kind; or gland share and grade
+    weak_label: int
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_source(source: Source) -> Collection:
+    read = {"classes": read_classes, "points": read_points, "masks": read_masks}[source.kind]
+    names, named = read(source)
+    if not named:
+        raise BadConfig(f"source '{source.folder}' holds no images of kind '{source.kind}'")
+    groups = sorted({group for group, _ in named})
+    order = np.random.default_rng(0).permutation(len(groups))
+    away = {groups[i] for i in order[: round(source.held_out * len(groups))]}
+    fields = [field for group, field in named if group not in away]
+    return Collection(source, names, fields, [field for group, field in named if group in away])
+
+
+def read_classes(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
+    names = sorted(path.name for path in source.folder.iterdir() if path.is_dir())
+    groups = same_picture_groups(source)
+    fields = []
+    for label, name in enumerate(names):
+        for path in sorted((source.folder / name).iterdir()):
+            own = f"{source.folder.name}/{name}/{path.name}"
+            fields.append((groups.get(own, own), Field(read_pixels(path), label=label)))
+    return names, fields
+
+
+def same_picture_groups(source: Source) -> dict[str, str]:
+    """A table of near duplicates (a, b): both get the name of one, so that none is learnt and held out at once."""
+    groups: dict[str, str] = {}
+    for row in read_table(source) if source.table else ():
+        first = groups.get(row["a"], groups.get(row["b"], row["a"]))
+        merged = {groups.get(row["a"], row["a"]), groups.get(row["b"], row["b"])}
+        groups |= {name: first for name, group in groups.items() if group in merged}
+        groups |= {row["a"]: first, row["b"]: first}
+    return groups
+
+
+def read_points(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
+    rows = list(read_table(source))
+    names = sorted({row["kind"] for row in rows})
+    points: dict[str, list[tuple[float, float, int]]] = {}
+    for row in rows:
+        points.setdefault(row["image"], []).append((float(row["x"]), float(row["y"]), names.index(row["kind"])))
+    fields = []
+    for image in sorted(points):
+        path = source.folder / "images" / image
+        fields.append((image, Field(read_pixels(path), points=np.array(points[image], np.float32))))
+    return names, fields
+
+
+def read_masks(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
+    rows = list(read_table(source))
+    names = sorted({row["grade"] for row in rows})
+    fields = []
+    for row in rows:
+        mask = Image.open(source.folder / row["mask"]).convert("L")
+        field = Field(read_pixels(source.folder / row["image"]), mask=mask, grade=names.index(row["grade"]))
+        fields.append((row.get("patient", row["image"]), field))
+    return names, fields
+
+
+def read_table(source: Source) -> Iterator[dict[str, str]]:
+    if source.table is None:
+        raise BadConfig(f"source '{source.folder}' of kind '{source.kind}' needs a table")
+    with (source.folder / source.table).open(newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def read_pixels(path: Path) -> Pixels:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+# -- cutting -------------------------------------------------------------------------------------------------------
+
+
+class Cutter:
+    """Cuts tiles with their labels out of one collection."""
+
+    def __init__(self, collection: Collection, config: Pretrain) -> None:
+        self.collection = collection
+        self.tile_px = config.tile_px
+        self.tile_mpp = config.tile_mpp
+        self.grid = config.model.grid
+        self.classes = config.classes
+        self.rules = [rule for rule in config.rules if rule.kind == collection.source.kind]
+
+    def side_px(self, field: Field) -> float:
+        source = self.collection.source
+        if source.mpp is None:
+            return min(field.pixels.shape[:2])
+        return self.tile_px * self.tile_mpp / source.mpp
+
+    def cut(self, field: Field, rng: Generator) -> Cut:
+        """A square at a random place, a little nearer or farther, flipped and turned."""
+        height, width = field.pixels.shape[:2]
+        side = min(self.side_px(field) * rng.uniform(*self.collection.source.zoom), height, width)
+        left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
+        return self.cut_at(field, left, top, side, turn=int(rng.integers(8)))
+
+    def cut_at(self, field: Field, left: float, top: float, side: float, turn: int = 0) -> Cut:
+        box = (left, top, left + side, top + side)
+        tile = np.asarray(Image.fromarray(field.pixels).resize((self.tile_px,) * 2, Image.Resampling.BILINEAR, box))
+        patches = self.label_patches(field, left, top, side)
+        return Cut(symmetry(tile, turn), field.label, symmetry(patches, turn), self.label_by_rule(field, patches))
+
+    def label_patches(self, field: Field, left: float, top: float, side: float) -> NDArray[np.float32]:
+        if field.points is not None:
+            patches = np.zeros((self.grid, self.grid, len(self.collection.names)), np.float32)
+            column, row = np.floor((field.points[:, :2] - (left, top)) / side * self.grid).astype(int).T
+            inside = (column >= 0) & (row >= 0) & (column < self.grid) & (row < self.grid)
+            np.add.at(patches, (row[inside], column[inside], field.points[inside, 2].astype(int)), 1)
+            return patches
+        if field.mask is not None:
+            box = (left, top, left + side, top + side)
+            share = np.asarray(field.mask.resize((self.grid,) * 2, Image.Resampling.BOX, box), np.float32) / 255
+            return np.stack([share, np.full_like(share, field.grade)], axis=2)
+        return np.zeros((self.grid, self.grid, 0), np.float32)
+
+    def label_by_rule(self, field: Field, patches: NDArray[np.float32]) -> int:
+        if not self.rules:
+            return NO_LABEL
+        if field.mask is not None:
+            amounts = dict.fromkeys(self.collection.names, 0.0)
+            amounts[self.collection.names[field.grade]] = float(patches[..., 0].mean())
+        else:
+            amounts = dict(zip(self.collection.names, patches.sum(axis=(0, 1)).tolist(), strict=True))
+        return next((self.classes.index(rule.label) for rule in self.rules if obeys(amounts, rule)), NO_LABEL)
+
+
+def obeys(amounts: dict[str, float], rule: Rule) -> bool:
+    total = sum(amounts.values())
+    return (
+        all(amounts[name] >= least for name, least in rule.at_least.items())
+        and all(amounts[name] > least * total for name, least in rule.share.items())
+        and not any(amounts[name] for name in rule.absent)
+    )
+
+
+def symmetry(array: NDArray[Any], turn: int) -> NDArray[Any]:
+    """One of the eight flips and rotations of the first two axes."""
+    array = np.rot90(array, turn % 4)
+    return np.ascontiguousarray(array[::-1] if turn >= 4 else array)
+
+
+# -- learning ------------------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    tiles: Tensor  # (n, S, S, 3) uint8
+    labels: Tensor  # (n,)
+    patches: Tensor  # (n, G*G, C)
+    weak_labels: Tensor  # (n,)
+
+
+def gather(cuts: list[Cut]) -> Batch:
+    return Batch(
+        torch.from_numpy(np.stack([cut.tile for cut in cuts])),
+        torch.tensor([cut.label for cut in cuts]),
+        torch.from_numpy(np.stack([cut.patches for cut in cuts])).flatten(1, 2),
+        torch.tensor([cut.weak_label for cut in cuts]),
+    )
+
+
+class Pretrained(nn.Module):
+    """The trunk, whose own head learns the weak labels, and one more head for each source."""
+
+    def __init__(self, config: ViTConfig, classes: int, collections: list[Collection]) -> None:
+        super().__init__()
+        self.vit = ViT(config, max(classes, 1))
+        self.heads = nn.ModuleDict()
+        for collection in collections:
+            if collection.source.kind == "classes":
+                self.heads[collection.task] = nn.Linear(config.feature_width, len(collection.names))
+            else:  # kinds of nuclei; or gland share and grade
+                width = len(collection.names) if collection.source.kind == "points" else 2
+                self.heads[collection.task] = nn.Linear(config.width, width)
+
+
+def source_losses(
+    model: Pretrained, collections: list[Collection], batches: list[Batch], images: Tensor, kept: Tensor
+) -> list[Tensor]:
+    out = model.vit(images, kept=kept)
+    patches = model.vit.norm(out.tokens[-1])[:, 1:]  # (N, M, D)
+    losses = []
+    start = 0
+    for collection, batch in zip(collections, batches, strict=True):
+        here = slice(start, start + len(batch.tiles))
+        start = here.stop
+        head = model.heads[collection.task]
+        if collection.source.kind == "classes":
+            losses.append(F.cross_entropy(head(out.features[here]).float(), batch.labels, label_smoothing=0.1))
+            continue
+        truth = batch.patches.gather(1, kept[here].unsqueeze(-1).expand(-1, -1, batch.patches.shape[-1]))  # (n, M, C)
+        loss_of_patches = nuclei_loss if collection.source.kind == "points" else gland_loss
+        losses.append(loss_of_patches(head(patches[here]).float(), truth))
+        if (batch.weak_labels != NO_LABEL).any():
+            logits = out.logits[here].float()
+            losses.append(F.cross_entropy(logits, batch.weak_labels, ignore_index=NO_LABEL, label_smoothing=0.1))
+    return losses
+
+
+def nuclei_loss(rates: Tensor, counts: Tensor) -> Tensor:
+    """Counts of each kind in a patch are Poisson around exp(rate)."""
+    return F.poisson_nll_loss(rates, counts, log_input=True, reduction="none").sum(dim=-1).mean()
+
+
+def gland_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """How much of the patch is gland; and of which grade, asked only where it mostly is."""
+    share, grade = truth.unbind(-1)
+    loss = F.binary_cross_entropy_with_logits(logits[..., 0], share)
+    inside = share > 0.5
+    if inside.any():
+        loss = loss + F.binary_cross_entropy_with_logits(logits[..., 1][inside], grade[inside])
+    return loss
+
+
+def pretrain(config: Pretrain, folder: Path) -> Pretrained:
+    device = best_device()
+    collections = [read_source(source) for source in config.sources]
+    cutters = [Cutter(collection, config) for collection in collections]
+    torch.manual_seed(config.optimisation.seed)
+    model = Pretrained(config.model, len(config.classes), collections).to(device)
+    how = config.optimisation
+    total = sum(source.share for source in config.sources)
+    sizes = [max(1, round(how.batch * source.share / total)) for source in config.sources]
+
+    def loss_of(net: nn.Module, step: int) -> Tensor:
+        assert isinstance(net, Pretrained)
+        rng = np.random.default_rng((how.seed, step))
+        batches = []
+        for cutter, size in zip(cutters, sizes, strict=True):
+            fields = cutter.collection.fields
+            cuts = [cutter.cut(fields[i], rng) for i in rng.integers(len(fields), size=size)]
+            batches.append(Batch(*(tensor.to(device) for tensor in gather(cuts))))
+        images = recolour(torch.cat([batch.tiles for batch in batches]), config.augment)
+        kept = keep_some_patches(len(images), config.model.grid**2, how.token_drop, device)
+        return torch.stack(source_losses(net, collections, batches, images, kept)).sum()
+
+    def validate(net: nn.Module) -> float:
+        assert isinstance(net, Pretrained)
+        scores = [held_out_accuracy(net, cutter, device) for cutter in cutters if cutter.collection.held_out]
+        known = [score for score in scores if score is not None]
+        return sum(known) / len(known) if known else math.nan
+
+    average = optimise(model, loss_of, how, folder, validate, title=config.name)
+    assert isinstance(average, Pretrained)
+    return average
+
+
+@torch.no_grad()
+def held_out_accuracy(model: Pretrained, cutter: Cutter, device: torch.device, most: int = 500) -> float | None:
+    """Of whole-image classes, on held-out images looked at whole; the dense heads are judged by `figures`."""
+    if cutter.collection.source.kind != "classes":
+        return None
+    fields = cutter.collection.held_out
+    fields = fields[:: -(-len(fields) // most)]
+    right = 0.0
+    for start in range(0, len(fields), 100):
+        part = fields[start : start + 100]
+        batch = gather([cutter.cut_at(field, 0, 0, min(field.pixels.shape[:2])) for field in part])
+        out = model.vit(batch.tiles.to(device).permute(0, 3, 1, 2).float() / 255)
+        guessed = model.heads[cutter.collection.task](out.features).argmax(dim=1).cpu()
+        right += (guessed == batch.labels).sum().item()
+    return right / len(fields)

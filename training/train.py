@@ -1,0 +1,179 @@
+"""The one training loop: AdamW, warm-up and cosine, an average of the weights, checkpoints that lose nothing.
+
+    tissue-train fit configs/smoke.toml
+
+All randomness of step i comes from (seed, i). So a run that was killed goes on from its last checkpoint and ends,
+on a CPU, with the very weights of a run that was not.
+"""
+
+import copy
+import csv
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from training import checkpoint
+from training.config import Optimisation
+
+LossOf = Callable[[nn.Module, int], Tensor]  # the model and a step -> its loss, on a batch of its own choice
+Validate = Callable[[nn.Module], float]
+
+
+class Diverged(RuntimeError):
+    pass
+
+
+@dataclass
+class Curve:
+    """What is known of a run so far, a row per validation; `curve.csv` is its copy for people."""
+
+    rows: list[dict[str, float]]
+
+    def write(self, path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "loss", "learning_rate", "images_per_s", "accuracy"])
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def optimise(
+    model: nn.Module,
+    loss_of: LossOf,
+    how: Optimisation,
+    folder: Path,
+    validate: Validate | None = None,
+    title: str = "training",
+) -> nn.Module:
+    """Trains `model` in place, from where `folder` says it stopped; returns the average of its weights."""
+    # 1. everything that changes during the run
+    device = next(model.parameters()).device
+    optimiser = build_optimiser(model, how)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    curve = Curve([])
+    start = 0
+
+    # 2. where a run before this one stopped
+    latest = folder / "latest.pt"
+    if latest.exists():
+        state = checkpoint.load(latest)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["weights"])
+        optimiser.load_state_dict(state["optimiser"])
+        curve.rows = state["curve"]
+        start = state["step"]
+
+    # 3. the loop
+    autocast = torch.autocast(device.type, torch.bfloat16) if how.precision == "bf16" else nullcontext()
+    console = Console(stderr=True)
+    with progress_bar(console) as progress:
+        bar = progress.add_task(title, total=how.steps, completed=start, note="")
+        loss_sum, since, since_step = 0.0, time.perf_counter(), start
+        model.train()
+        for step in range(start, how.steps):
+            torch.manual_seed(how.seed * 1_000_003 + step)
+            rate = learning_rate(step, how)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+            with autocast:
+                loss = loss_of(model, step)
+            if not torch.isfinite(loss):
+                raise Diverged(
+                    f"the loss became {loss.item()} at step {step} with learning rate {rate:.2e}; "
+                    f"the last checkpoint in {folder} is good: lower optimisation.learning_rate"
+                )
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+            optimiser.step()
+            update_average(average, model, how.ema, step)
+            loss_sum += loss.item()
+
+            done = step + 1
+            speed = how.batch * (done - since_step) / (time.perf_counter() - since)
+            note = f"{speed:.0f} images/s, loss {loss_sum / (done - since_step):.3f}" + accuracy_note(curve)
+            progress.update(bar, completed=done, note=note)
+
+            if done % how.validate_every == 0 or done == how.steps:
+                accuracy = math.nan if validate is None else validate(average)
+                mean_loss = loss_sum / (done - since_step)
+                curve.rows.append(
+                    {
+                        "step": done,
+                        "loss": mean_loss,
+                        "learning_rate": rate,
+                        "images_per_s": speed,
+                        "accuracy": accuracy,
+                    }
+                )
+                loss_sum, since, since_step = 0.0, time.perf_counter(), done
+            if done % how.checkpoint_every == 0 or done == how.steps:
+                state = {
+                    "step": done,
+                    "model": model.state_dict(),
+                    "weights": average.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "curve": curve.rows,
+                }
+                checkpoint.save(state, latest)
+                curve.write(folder / "curve.csv")
+    return average
+
+
+def build_optimiser(model: nn.Module, how: Optimisation) -> torch.optim.AdamW:
+    """Weight decay on the matrices only: not on biases, norms, positions and the class token."""
+    tables = {"cls_token", "pos_embed"}
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in tables
+        (decayed if is_matrix else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=how.learning_rate, betas=(0.9, 0.999))
+
+
+def learning_rate(step: int, how: Optimisation) -> float:
+    warmup_steps = max(1, round(how.warmup * how.steps))
+    if step < warmup_steps:
+        return how.learning_rate * (step + 1) / warmup_steps
+    passed = (step - warmup_steps) / max(1, how.steps - warmup_steps)
+    return how.learning_rate * 0.5 * (1 + math.cos(math.pi * passed))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    decay = min(decay, (1 + step) / (10 + step))  # the first steps count little
+    for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        mean.lerp_(now, 1 - decay)
+
+
+def progress_bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+
+
+def accuracy_note(curve: Curve) -> str:
+    if not curve.rows or math.isnan(curve.rows[-1]["accuracy"]):
+        return ""
+    return f", validation accuracy {curve.rows[-1]['accuracy']:.3f}"
+
+
+def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
+    """Which images step i sees: each epoch a fresh order of all of them, the last short batch left out."""
+    batch = min(batch, n)
+    per_epoch = n // batch
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return order[place * batch : (place + 1) * batch]
