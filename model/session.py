@@ -6,6 +6,8 @@
 import ctypes
 import logging
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +128,8 @@ def open_session(path: Path, device: Device, threads: int) -> ort.InferenceSessi
 
 
 def open_cuda_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    ort.preload_dlls()  # the CUDA libraries that pip installed, where there are any
+    with redirect_stdout(sys.stderr):  # it tells what it doesn't find on stdout, where answers may be going
+        ort.preload_dlls()  # the CUDA libraries that pip installed, where there are any
     cuda = (
         "CUDAExecutionProvider",
         {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},

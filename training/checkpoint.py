@@ -70,7 +70,7 @@ def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
     Position embeddings of another grid are interpolated. A head of another size stays as initialised.
     """
     own = model.state_dict()
-    found = {name.removeprefix("module."): tensor for name, tensor in read_weights(path).items()}
+    found = {name.removeprefix("vit."): tensor for name, tensor in read_weights(path).items()}  # pretraining's trunk
     if "pos_embed" in found and "pos_embed" in own:
         found["pos_embed"] = fit_positions(found["pos_embed"], own["pos_embed"])
     usable = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}

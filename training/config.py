@@ -54,6 +54,7 @@ class Labelled(Section):
     tile_px: Count = 150
     tile_mpp: Positive = 0.495
     image_mpp: Positive | None = None  # default: the whole image is the tile
+    doubtful: list[str] = []  # qualities in the table; figures are given with and without such tiles
 
 
 class Card(Section):

@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -30,23 +30,21 @@ from torch import Tensor, nn
 
 from model.artifact import (
     Architecture,
-    Calibration,
-    Conformal,
     File,
-    Gate,
     Golden,
     Manifest,
     Maps,
-    Metric,
     Precision,
     Variant,
     describe_file,
     write_manifest,
 )
 from model.graph import ExplainGraph, Explanation, PredictGraph, Prediction
-from model.session import Classifier, open_classifier
+from model.session import open_classifier
 from model.vit import ViT
 from training.config import Card
+from training.evaluate import predict_singly
+from training.findings import Findings
 from training.synthetic import draw_tile
 
 OPSET = 20  # from 23 on attention becomes one fused operator that keeps its weights to itself
@@ -67,16 +65,6 @@ Tiles = NDArray[np.uint8]
 
 class ParityFailed(RuntimeError):
     pass
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What was measured and fitted before the export, and goes into the manifest."""
-
-    calibration: Calibration
-    conformal: Conformal | None
-    gate: Gate
-    metrics: list[Metric]
 
 
 def export(
@@ -292,18 +280,12 @@ def cpu_options() -> ort.SessionOptions:
 
 
 def measure_variant(folder: Path, precision: Precision, tiles: Tiles) -> Variant:
-    exact, variant = predict_all(folder, "fp32", tiles), predict_all(folder, precision, tiles)
+    exact, variant = predict_singly(folder, tiles, "fp32"), predict_singly(folder, tiles, precision)
     return Variant(
         same_label=float((exact.argmax(1) == variant.argmax(1)).mean()),
         mean_probability_change=float(np.abs(exact - variant).mean()),
         n=len(tiles),
     )
-
-
-def predict_all(folder: Path, precision: Precision, tiles: Tiles) -> NDArray[np.float32]:
-    """One tile a call, as a CPU is served: dynamic int8 takes its scales over all that is in one call."""
-    classifier: Classifier = open_classifier(folder, device="cpu", precision=precision)
-    return np.concatenate([classifier.predict(tile[None]).probabilities for tile in tiles])
 
 
 # -- what lies beside the graphs -----------------------------------------------------------------------------------

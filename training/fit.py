@@ -4,6 +4,7 @@ tissue-train fit configs/smoke.toml
 tissue-train cv configs/tissue.toml
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,25 @@ from model.graph import to_images
 from model.vit import ViT
 from training import checkpoint, synthetic
 from training.augment import augment, blend, keep_some_patches
-from training.config import BadConfig, Fit
-from training.data import Record, course_split, find_lookalikes, load_tiles, random_folds, scan, slide_folds
+from training.config import Fit
+from training.data import (
+    Fold,
+    Record,
+    course_split,
+    find_lookalikes,
+    group_pairs,
+    load_tiles,
+    number_labels,
+    random_folds,
+    scan,
+    slide_folds,
+)
 from training.train import batch_indices, best_device, optimise
 
+log = logging.getLogger(__name__)
+
 Tiles = NDArray[np.uint8]
-Targets = NDArray[np.int64]
+Targets = NDArray[np.intp]
 Logits = NDArray[np.float32]
 Grouping = Literal["random", "slide"]
 
@@ -36,38 +50,25 @@ class TileSet:
     records: list[Record]
     classes: list[str]
 
-    def subset(self, indices: NDArray[np.int64]) -> "TileSet":
+    def subset(self, indices: NDArray[np.intp]) -> "TileSet":
         records = [self.records[i] for i in indices]
         return TileSet(self.tiles[indices], self.targets[indices], records, self.classes)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    vit: ViT
-    classes: list[str]
-    held_out: TileSet | None  # what it never saw
-    logits: Logits | None  # its answers on that
 
 
 def read_tiles(config: Fit) -> TileSet:
     data = config.data
     if data.generate and not data.folder.exists():
         synthetic.write_tree(data.folder, data.generate, config.optimisation.seed)
-    found = scan(data.folder, data.table)
-    classes = data.classes or found.classes
-    unknown = sorted(set(classes) - set(found.classes))
-    if unknown:
-        raise BadConfig(f"data.classes names {unknown}, but {data.folder} only has {found.classes}")
-    records = [record for record in found.records if record.label in classes]
-    tiles = load_tiles(records, config.model.tile_px, data.tile_mpp, data.image_mpp)
-    return TileSet(tiles, np.array([classes.index(record.label) for record in records]), records, classes)
+    found = scan(data.folder, data.table, data.classes)
+    for path, reason in found.unreadable:
+        log.warning("skipped %s: %s", path, reason)
+    tiles = load_tiles(found.records, config.model.tile_px, data.tile_mpp, data.image_mpp)
+    return TileSet(tiles, number_labels(found.records, found.classes), found.records, found.classes)
 
 
-def fit(config: Fit, folder: Path) -> Fitted:
-    everything = read_tiles(config)
-    train, held_out = split(everything, config)
-    vit = fit_tiles(config, train, folder, held_out)
-    return Fitted(vit, everything.classes, held_out, None if held_out is None else predict(vit, held_out.tiles))
+def fit(config: Fit, folder: Path) -> ViT:
+    train, held_out = split(read_tiles(config), config)
+    return fit_tiles(config, train, folder, held_out)
 
 
 def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
@@ -77,8 +78,13 @@ def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
     if config.split == "course":
         parts = course_split(tiles.records, seed)
         return tiles.subset(parts.train), tiles.subset(parts.validation)
-    held_out = random_folds(tiles.targets, 5, seed, find_lookalikes(tiles.tiles))[0]
-    return tiles.subset(np.setdiff1d(np.arange(len(tiles.targets)), held_out)), tiles.subset(held_out)
+    fold = random_folds(tiles.targets, 5, seed, together(tiles))[0]
+    return tiles.subset(fold.train), tiles.subset(fold.held_out)
+
+
+def together(tiles: TileSet) -> NDArray[np.intp]:
+    """Tiles that show one field get one number, and are never learnt and held out at once."""
+    return group_pairs(len(tiles.targets), find_lookalikes(tiles.tiles))
 
 
 def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | None, title: str = "") -> ViT:
@@ -88,7 +94,8 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     torch.manual_seed(how.seed)
     vit = ViT(config.model, len(train.classes))
     if config.init:
-        checkpoint.initialise(vit, config.init)
+        missing, unused = checkpoint.initialise(vit, config.init)
+        log.info("started from %s; new: %s; not used: %s", config.init, missing or "nothing", unused or "nothing")
     vit = vit.to(device)
     tiles = torch.from_numpy(train.tiles).to(device)
     targets = F.one_hot(torch.from_numpy(train.targets), len(train.classes)).float().to(device)
@@ -126,44 +133,42 @@ class OutOfFold:
     grouping: Grouping
     tiles: TileSet
     logits: Logits  # (R, N, K)
-    folds: NDArray[np.int64]  # (R, N) the fold in which it was held out, -1 for none
+    folds: NDArray[np.intp]  # (R, N) the fold in which it was held out, -1 for none
 
 
 def cross_validate(
-    config: Fit, folder: Path, grouping: Grouping, on_fold: Callable[[str], None] = lambda line: None
+    config: Fit, tiles: TileSet, folder: Path, grouping: Grouping, tell: Callable[[str], None]
 ) -> OutOfFold:
     """Each finished fold is kept, so that a run that was killed goes on with the next one."""
-    tiles = read_tiles(config)
     repeats = config.repeats if grouping == "random" else 1
     n = len(tiles.targets)
     logits = np.full((repeats, n, len(tiles.classes)), np.nan, np.float32)
     folds = np.full((repeats, n), -1)
     for repeat in range(repeats):
-        for number, held_out in enumerate(make_folds(tiles, config, grouping, repeat)):
+        for number, fold in enumerate(make_folds(tiles, config, grouping, repeat)):
             place = folder / f"{grouping}-{repeat}-{number}"
-            logits[repeat, held_out] = fold_logits(config, tiles, held_out, place, repeat)
-            folds[repeat, held_out] = number
-            right = (logits[repeat, held_out].argmax(1) == tiles.targets[held_out]).mean()
-            on_fold(f"{place.name}: {right:.3f} of {len(held_out)}")
+            logits[repeat, fold.held_out] = fold_logits(config, tiles, fold, place, repeat)
+            folds[repeat, fold.held_out] = number
+            right = (logits[repeat, fold.held_out].argmax(1) == tiles.targets[fold.held_out]).mean()
+            tell(f"{place.name}, {fold.name}: {right:.3f} of {len(fold.held_out)}")
     return OutOfFold(grouping, tiles, logits, folds)
 
 
-def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeat: int) -> list[NDArray[np.int64]]:
+def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeat: int) -> list[Fold]:
     if grouping == "slide":
         return slide_folds(tiles.records)
-    return random_folds(tiles.targets, config.folds, repeat, find_lookalikes(tiles.tiles))
+    return random_folds(tiles.targets, config.folds, repeat, together(tiles))
 
 
-def fold_logits(config: Fit, tiles: TileSet, held_out: NDArray[np.int64], place: Path, repeat: int) -> Logits:
+def fold_logits(config: Fit, tiles: TileSet, fold: Fold, place: Path, repeat: int) -> Logits:
     finished = place / "logits.npy"
     if finished.exists():
         known: Logits = np.load(finished)
         return known
-    others = np.setdiff1d(np.arange(len(tiles.targets)), held_out)
     seeded = config.optimisation.model_copy(update={"seed": config.optimisation.seed + repeat})
     config = config.model_copy(update={"optimisation": seeded})
-    vit = fit_tiles(config, tiles.subset(others), place, None, title=place.name)
-    answer = predict(vit, tiles.tiles[held_out])
+    vit = fit_tiles(config, tiles.subset(fold.train), place, None, title=place.name)
+    answer = predict(vit, tiles.tiles[fold.held_out])
     checkpoint.write_atomically(finished, lambda file: np.save(file, answer))
     (place / "latest.pt").unlink()  # a network per fold is of no further use
     return answer

@@ -151,7 +151,7 @@ class Cutter:
     def side_px(self, field: Field) -> float:
         source = self.collection.source
         if source.mpp is None:
-            return min(field.pixels.shape[:2])
+            return float(min(field.pixels.shape[:2]))
         return self.tile_px * self.tile_mpp / source.mpp
 
     def cut(self, field: Field, rng: Generator) -> Cut:

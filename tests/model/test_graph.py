@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from model.graph import ExplainGraph, PredictGraph, evidence, rollout, to_images
-from model.vit import ViT, ViTConfig
+from model.vit import Block, ViT, ViTConfig
 
 K, G = 4, 4
 
@@ -39,6 +39,7 @@ def test_evidence_of_a_class_head_is_the_gradient_times_the_message():
     vit = make_vit("class")
     out = vit(make_images(), need_weights=True)
     last, before = vit.blocks[-1], out.tokens[-2].detach()
+    assert isinstance(last, Block)
     scale = torch.ones(2, G * G, dtype=torch.float64, requires_grad=True)
 
     _, _, v = last.attn.project(last.norm1(before))

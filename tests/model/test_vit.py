@@ -38,8 +38,14 @@ def test_attention_agrees_with_torchs_own_multi_head_attention():
     torch.manual_seed(0)
     ours = Attention(SMALL)
     theirs = nn.MultiheadAttention(SMALL.width, SMALL.heads, batch_first=True)
-    theirs.in_proj_weight, theirs.in_proj_bias = ours.qkv.weight, ours.qkv.bias
-    theirs.out_proj.weight, theirs.out_proj.bias = ours.proj.weight, ours.proj.bias
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": ours.qkv.weight,
+            "in_proj_bias": ours.qkv.bias,
+            "out_proj.weight": ours.proj.weight,
+            "out_proj.bias": ours.proj.bias,
+        }
+    )
     x = torch.randn(2, 17, SMALL.width)
 
     mixed, weights = ours(x, None, need_weights=True)
@@ -54,13 +60,18 @@ def test_a_block_agrees_with_torchs_own_encoder_layer():
     theirs = nn.TransformerEncoderLayer(
         SMALL.width, SMALL.heads, 4 * SMALL.width, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
     )
-    theirs.self_attn.in_proj_weight, theirs.self_attn.in_proj_bias = (
-        block.attn.qkv.weight,
-        block.attn.qkv.bias,
-    )
-    theirs.self_attn.out_proj = block.attn.proj  # type: ignore[assignment]
-    theirs.linear1, theirs.linear2 = block.mlp.fc1, block.mlp.fc2
-    theirs.norm1, theirs.norm2 = block.norm1, block.norm2
+    names = {
+        "attn.qkv.weight": "self_attn.in_proj_weight",
+        "attn.qkv.bias": "self_attn.in_proj_bias",
+        "attn.proj": "self_attn.out_proj",
+        "mlp.fc": "linear",
+        "norm": "norm",
+    }
+    weights = {}
+    for name, tensor in block.state_dict().items():
+        ours = next(start for start in names if name.startswith(start))
+        weights[names[ours] + name.removeprefix(ours)] = tensor
+    theirs.load_state_dict(weights)
     x = torch.randn(2, 17, SMALL.width)
     torch.testing.assert_close(block(x, None, need_weights=True)[0], theirs(x))
 

@@ -1,0 +1,292 @@
+"""`tissue` on the command line: `serve`, `predict tiles/`, `attention a.png -o b.png`, `doctor`.
+
+Answers go to stdout, all else to stderr. What a command needs is imported by it, so that `tissue --help` is quick.
+"""
+
+import asyncio
+import csv
+import enum
+import glob
+import inspect
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Column, Table
+
+from app.schemas import AttentionOptions, PredictOptions
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
+
+    Opened = AbstractAsyncContextManager[httpx.AsyncClient]
+
+Form = Literal["table", "json", "csv"]
+Answer = dict[str, Any]
+Command = Callable[..., None]
+
+# File and class names may hold brackets, which are not markup. In a pipe a table's lines must stay whole.
+console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 250)
+complaints = Console(markup=False, highlight=False, stderr=True, soft_wrap=True)
+
+cli = typer.Typer(
+    help="Tells which tissue a small H&E image shows, how sure it is, and where it looked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Url = Annotated[
+    str | None, typer.Option(help="Ask the service there, e.g. http://127.0.0.1:8000. Unset: no server is needed.")
+]
+ApiKey = Annotated[str | None, typer.Option(help="Key of that service, where it asks for one.")]
+Artifact = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the artefact, without --url. Unset: TISSUE_ARTIFACT or the shipped one."),
+]
+
+
+def offer(fields: type[BaseModel], leave_out: str) -> Callable[[Command], Command]:
+    """Adds an option for each field of a model, so that the two can't part; the model judges the values."""
+
+    def add_options(command: Command) -> Command:
+        own = inspect.signature(command).parameters.values()
+        offered = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_make_option(field))
+            for name, field in fields.model_fields.items()
+            if name != leave_out
+        ]
+        kept = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([*kept, *offered])  # type: ignore[attr-defined]
+        return command
+
+    return add_options
+
+
+def _make_option(field: Any) -> Any:
+    if field.annotation is bool:
+        return Annotated[bool | None, typer.Option(help=field.description)]
+    return Annotated[str | None, typer.Option(help=field.description, metavar=_name_values(field.annotation))]
+
+
+def _name_values(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return "|".join(_name_values(part) for part in get_args(annotation) if part is not types.NoneType)
+    if get_origin(annotation) is Annotated:
+        return _name_values(get_args(annotation)[0])
+    if issubclass(annotation, enum.Enum):
+        return "|".join(str(member.value) for member in annotation)
+    return str(annotation.__name__).lower() if annotation is not str else "text"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"tissue {version('tissue')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def tissue(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@cli.command()
+@offer(Settings, leave_out="api_keys")  # a list of processes shows what stands on a command line
+def serve(**settings: str | None) -> None:
+    """Serve the HTTP API until SIGTERM or Ctrl-C.
+
+    Each option beats the variable of its name: --max-queue is TISSUE_MAX_QUEUE.
+    """
+    chosen = read_settings(**settings)
+    with complaining():
+        from app import main
+
+        main.serve(chosen)
+
+
+@cli.command()
+@offer(PredictOptions, leave_out="")
+def predict(
+    files: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or globs.")],
+    form: Annotated[Form, typer.Option("--format", help="Form of the answer.")] = "table",
+    url: Url = None,
+    api_key: ApiKey = None,
+    artifact: Artifact = None,
+    **query: str | bool | None,
+) -> None:
+    """Say which tissue each picture shows. Exits with 1 where one could not be answered."""
+    pictures = find_pictures(files)
+    with complaining(), Progress(console=complaints, disable=not complaints.is_terminal, transient=True) as progress:
+        task = progress.add_task("predicting", total=len(pictures))
+        classes, answers = asyncio.run(
+            _predict(_open(url, api_key, artifact), pictures, query, lambda: progress.advance(task))
+        )
+    print_answers(answers, classes, form)
+    failed = [answer for answer in answers if "error" in answer]
+    for answer in failed:
+        complaints.print(f"{answer['file']}: {answer['error']['detail']}")
+    if failed:
+        fail(f"{len(failed)} of {len(answers)} files failed")
+
+
+@cli.command()
+@offer(AttentionOptions, leave_out="format")
+def attention(
+    file: Annotated[Path, typer.Argument(help="The picture.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the map goes: .png, .npy or .json.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+    artifact: Artifact = None,
+    **query: str | bool | None,
+) -> None:
+    """Draw where in the picture the model looked."""
+    form = output.suffix.lower().removeprefix(".")
+    if form not in ("png", "npy", "json"):
+        fail(f"{output} must end in .png, .npy or .json, which also says what is written")
+    with complaining():
+        answer = asyncio.run(_attend(_open(url, api_key, artifact), file, query | {"format": form}))
+    try:
+        output.write_bytes(answer)
+    except OSError as error:
+        fail(f"{output} can't be written: {error.strerror}")
+
+
+@cli.command()
+def doctor(artifact: Artifact = None) -> None:
+    """Look over this installation and say what to do about what is wrong. Exits with 1 where something is."""
+    settings = read_settings(artifact=artifact)
+    from app.doctor import examine
+
+    wrong = 0
+    for finding in examine(settings):
+        wrong += bool(finding.advice)
+        console.print(f"{'!!' if finding.advice else 'ok'}  {finding.subject:<12} {finding.text}", soft_wrap=True)
+        if finding.advice:
+            console.print(f"    {'':<12} -> {finding.advice}", style="yellow", soft_wrap=True)
+    if wrong:
+        fail(f"{wrong} of these must be mended")
+
+
+def fail(sentence: str) -> NoReturn:
+    complaints.print(f"tissue: {sentence}", style="red")
+    raise typer.Exit(1)
+
+
+@contextmanager
+def complaining() -> Iterator[None]:
+    """What the user can mend is said in a sentence; a mistake of ours keeps its traceback."""
+    from app.client import Unanswered
+    from model.artifact import CorruptArtifact
+    from model.session import DeviceUnavailable
+
+    try:
+        yield
+    except (Unanswered, CorruptArtifact, DeviceUnavailable) as error:
+        fail(str(error))
+
+
+def read_settings(**given: Any) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        fail("; ".join(_explain_setting(dict(problem)) for problem in error.errors()))
+
+
+def _explain_setting(problem: dict[str, Any]) -> str:
+    name = ".".join(map(str, problem["loc"])).upper()
+    sentence = problem["msg"].removeprefix("Value error, ")
+    return f"TISSUE_{name}: {sentence}, got {problem['input']!r}" if name else sentence
+
+
+def find_pictures(arguments: list[str]) -> list[Path]:
+    """What matches nothing stays as it is, to be complained about in its turn."""
+    from app.client import SUFFIXES
+
+    pictures: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
+        known = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+        pictures += known if known and not path.is_file() else [path]
+    return pictures
+
+
+def _open(url: str | None, api_key: str | None, artifact: Path | None) -> "Opened":
+    from app import client
+
+    if url is None:
+        return client.open_here(read_settings(artifact=artifact))
+    if artifact is not None:
+        fail("--artifact is for predicting without a service; leave it or --url away")
+    return client.connect(url, api_key)
+
+
+async def _predict(
+    opened: "Opened", pictures: list[Path], query: dict[str, Any], when_done: Callable[[], None]
+) -> tuple[list[str], list[Answer]]:
+    from app import client
+
+    async with opened as service:
+        card = await client.ask_model(service)
+        answers = await client.ask_all(service, pictures, query, when_done)
+    return [known["name"] for known in card["classes"]], answers
+
+
+async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> bytes:
+    from app import client
+
+    async with opened as service:
+        return await client.ask(service, "/attention", picture, query)
+
+
+def print_answers(answers: list[Answer], classes: list[str], form: Form) -> None:
+    match form:
+        case "json":
+            typer.echo(json.dumps(answers, indent=2))
+        case "csv":
+            print_csv(answers, classes)
+        case "table":
+            print_table([answer for answer in answers if "error" not in answer])
+
+
+def print_csv(answers: list[Answer], classes: list[str]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["file", "label", "confidence", *classes, "verdict", "error"])
+    for answer in answers:
+        probabilities = answer.get("probabilities", {})
+        shares = [probabilities.get(name) for name in classes]
+        row = [answer["file"], answer.get("label"), answer.get("confidence"), *shares]
+        writer.writerow([*row, answer.get("verdict"), answer.get("error", {}).get("detail")])
+
+
+def print_table(answers: list[Answer]) -> None:
+    table = Table(
+        Column("file", overflow="fold"), "label", Column("confidence", justify="right"), "verdict", box=SIMPLE
+    )
+    for answer in answers:
+        reasons = ", ".join(reason["code"] for reason in answer["reasons"])
+        verdict = f"{answer['verdict']} ({reasons})" if reasons else answer["verdict"]
+        table.add_row(answer["file"], answer["label"], f"{answer['confidence']:.3f}", verdict)
+    if answers:
+        console.print(table)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,155 @@
+"""From numbers to documents: a sample and what the model said of it become what goes out."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import schemas
+from app.maps import Drawable
+from app.samples import Sample
+from model.artifact import Gate, Manifest
+from model.session import Classifier
+
+Floats = NDArray[np.float32]
+
+
+class CoverageUnavailable(ValueError):
+    pass
+
+
+def describe_model(classifier: Classifier) -> schemas.Model:
+    manifest = classifier.manifest
+    return schemas.Model(
+        name=manifest.name,
+        version=manifest.version,
+        digest=classifier.digest,
+        device=classifier.device,
+        precision=classifier.precision,
+    )
+
+
+def describe_prediction(
+    sample: Sample,
+    probabilities: Floats,  # (V, K), a row a view
+    manifest: Manifest,
+    model: schemas.Model,
+    coverage: float | None,
+) -> schemas.Prediction:
+    mean = probabilities[0] if len(probabilities) == 1 else probabilities.mean(axis=0)
+    top = int(mean.argmax())
+    shares = dict(zip(manifest.class_names, mean.tolist(), strict=True))
+    reasons, verdict = judge(sample, float(mean[top]), manifest.gate)
+    return schemas.Prediction(
+        label=manifest.class_names[top],
+        confidence=shares[manifest.class_names[top]],
+        probabilities=shares,
+        prediction_set=choose_set(mean, manifest, coverage),
+        verdict=verdict,
+        reasons=reasons,
+        warnings=[
+            schemas.Reason(code=note.code, text=note.text) for note in (*sample.picture.warnings, *sample.tile.notes)
+        ],
+        quality=schemas.Quality(tissue_share=sample.tissue_share, sharpness=sample.sharpness),
+        tta=compare_views(probabilities, top) if len(probabilities) > 1 else None,
+        input=describe_input(sample),
+        model=model,
+    )
+
+
+def describe_input(sample: Sample) -> schemas.Input:
+    height, width = sample.picture.rgb.shape[:2]
+    return schemas.Input(
+        width=width,
+        height=height,
+        format=sample.picture.format,
+        mpp=sample.tile.mpp,
+        mpp_source=sample.tile.mpp_source,
+        sha256=sample.sha256,
+        box=sample.tile.box,
+    )
+
+
+def judge(
+    sample: Sample, confidence: float, gate: Gate
+) -> tuple[list[schemas.Reason], Literal["ok", "uncertain", "out_of_scope"]]:
+    """Without tissue no label means anything; a blurred or doubtful tile may still be labelled rightly."""
+    reasons = []
+    if confidence < gate.min_confidence:
+        text = f"The most likely class has {confidence:.0%}; below {gate.min_confidence:.0%} it is often wrong."
+        reasons.append(schemas.Reason(code="low_confidence", text=text))
+    if sample.sharpness < gate.min_sharpness:
+        text = (
+            f"The tile is blurred: its sharpness is {sample.sharpness:.0f}, at least {gate.min_sharpness:.0f} is usual."
+        )
+        reasons.append(schemas.Reason(code="blurred", text=text))
+    if sample.tissue_share < gate.min_tissue_share:
+        text = f"Only {sample.tissue_share:.0%} of the tile is tissue, at least {gate.min_tissue_share:.0%} is needed."
+        return [schemas.Reason(code="little_tissue", text=text), *reasons], "out_of_scope"
+    return reasons, "uncertain" if reasons else "ok"
+
+
+def choose_set(probabilities: Floats, manifest: Manifest, coverage: float | None) -> schemas.PredictionSet | None:
+    """The classes that cannot be ruled out at the wanted coverage; the most likely one never is."""
+    found = find_thresholds(manifest, coverage)
+    if found is None:
+        return None
+    coverage, thresholds = found
+    inside = probabilities >= 1 - np.array(thresholds)  # (K,)
+    inside[probabilities.argmax()] = True
+    labels = [manifest.class_names[k] for k in (-probabilities).argsort() if inside[k]]
+    return schemas.PredictionSet(labels=labels, coverage=coverage)
+
+
+def find_thresholds(manifest: Manifest, coverage: float | None) -> tuple[float, list[float]] | None:
+    """The wanted or the artefact's usual coverage, and its threshold for every class; None where it has none."""
+    conformal = manifest.conformal
+    if conformal is None:
+        if coverage is None:
+            return None
+        raise CoverageUnavailable(
+            f"{manifest.name} {manifest.version} has no thresholds for prediction sets; leave out `coverage`"
+        )
+    wanted = conformal.default if coverage is None else coverage
+    for known, thresholds in zip(conformal.coverages, conformal.thresholds, strict=True):
+        if abs(known - wanted) < 1e-9:
+            return known, thresholds
+    known_ones = ", ".join(f"{known:g}" for known in conformal.coverages)
+    raise CoverageUnavailable(f"coverage {wanted:g} is not available, only {known_ones}")
+
+
+def compare_views(probabilities: Floats, top: int) -> schemas.Views:
+    return schemas.Views(
+        views=len(probabilities),
+        disagreement=float((probabilities.argmax(axis=1) != top).mean()),
+        spread=float(probabilities.std(axis=0).max()),
+    )
+
+
+def describe_attention(
+    drawable: Drawable, sample: Sample, prediction: schemas.Prediction
+) -> schemas.Attention | schemas.HeadsAttention:
+    shape = schemas.Attention if drawable.grid.ndim == 2 else schemas.HeadsAttention
+    return shape(
+        method=drawable.method,
+        quantity=drawable.quantity,
+        class_specific=drawable.class_specific,
+        signed=drawable.signed,
+        target=drawable.target,
+        layer=drawable.layer,
+        head=drawable.head,
+        limits=schemas.Limits(min=float(drawable.grid.min()), max=float(drawable.grid.max())),
+        box=sample.tile.box,
+        grid=drawable.grid.tolist(),
+        prediction=prediction,
+    )
+
+
+def write_caption(drawable: Drawable, prediction: schemas.Prediction, model: schemas.Model) -> str:
+    parts: list[str] = [drawable.method]
+    if drawable.layer is not None:
+        parts.append(f"layer {drawable.layer}")
+    if drawable.head is not None:
+        parts.append("mean of heads" if drawable.head == "mean" else f"head {drawable.head}")
+    parts.append(f"for {drawable.target}" if drawable.target else "not specific to a class")
+    return f"{prediction.label} {prediction.confidence:.0%} · {', '.join(parts)} · {model.name} {model.version}"

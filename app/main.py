@@ -1,0 +1,277 @@
+"""Puts the parts together: `create_app` makes the service of its settings, `serve` runs it until told to stop."""
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+from ipaddress import ip_address
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.staticfiles import StaticFiles
+
+from app import docs, logs, routes
+from app.batcher import Batcher, Call
+from app.errors import KINDS, respond
+from app.metrics import Metrics
+from app.middleware import STATIC, BodyLimit, KeyCheck, SecurityHeaders, Tracing
+from app.service import Graph, Question, Service, answer_questions
+from app.settings import Settings
+from app.workers import STARTUP_FAILED, supervise
+from model.artifact import CorruptArtifact
+from model.session import CUDA_BATCHES, Classifier, DeviceUnavailable, available_cores, open_classifier
+
+log = logging.getLogger("tissue")
+
+KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which else reuse a connection as it is closed
+CUDA_BATCH = 32
+
+
+def create_app(settings: Settings) -> FastAPI:
+    metrics = Metrics()
+    app = FastAPI(
+        title="Tissue",
+        version=version("tissue"),
+        summary="Tells which tissue a small H&E image shows, how sure it is, and where it looked.",
+        description=docs.DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=open_service(settings, metrics),
+        middleware=stack_middleware(settings, metrics, is_draining=lambda: app.state.service.batcher.is_refusing),
+    )
+    app.state.metrics = metrics
+    app.include_router(routes.router)
+    app.mount(STATIC.rstrip("/"), StaticFiles(directory=routes.WEB))
+    for error in (HTTPException, RequestValidationError, *KINDS):
+        if error is not Exception:  # left to the tracing middleware, which is outside of Starlette's handlers
+            app.add_exception_handler(error, answer_error)
+    app.openapi = once(lambda: docs.write_openapi(app, has_keys=bool(settings.read_keys())))  # type: ignore[method-assign]
+    return app
+
+
+def once(write: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    written: list[dict[str, Any]] = []
+
+    def read() -> dict[str, Any]:
+        if not written:
+            written.append(write())
+        return written[0]
+
+    return read
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    return respond(error, request.scope)
+
+
+def stack_middleware(settings: Settings, metrics: Metrics, is_draining: Callable[[], bool]) -> list[Middleware]:
+    """From the outside in."""
+    keys = settings.read_keys()
+    stack = [
+        Middleware(SecurityHeaders),
+        Middleware(Tracing, metrics=metrics, respond=respond, is_draining=is_draining),
+    ]
+    if settings.cors_origins:
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+            )
+        )
+    if keys:
+        stack.append(Middleware(KeyCheck, keys=keys, respond=respond))
+    stack.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
+    return stack
+
+
+def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The application's lifespan: a verified, warm classifier behind a batcher."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        cores = max(1, available_cores() // settings.workers)
+        classifier = await asyncio.to_thread(
+            open_classifier,
+            settings.artifact,
+            settings.device,
+            settings.precision,
+            settings.intra_threads or cores,
+        )
+        max_batch = choose_max_batch(settings, classifier)
+        await asyncio.to_thread(warm, classifier, max_batch)
+        batcher: Batcher[Graph, Question, Any] = Batcher(
+            answer_questions(classifier),
+            threads=settings.infer_threads or (cores if classifier.device == "cpu" else 1),
+            max_batch=max_batch,
+            max_queue=settings.max_queue,
+            observe=lambda call: count_call(metrics, call),
+        )
+        decoders = ThreadPoolExecutor(settings.decode_threads or cores, "decode")
+        app.state.service = service = Service(settings, classifier, batcher, decoders, metrics)
+        shown = service.model
+        await asyncio.to_thread(app.openapi)  # takes 0.1 s, in which the first reader would stop everybody
+        metrics.model.labels(shown.name, shown.version, shown.digest, shown.device, shown.precision).set(1)
+        try:
+            yield
+        finally:
+            batcher.refuse()
+            batcher.close()
+            decoders.shutdown(cancel_futures=True)
+
+    return lifespan
+
+
+def choose_max_batch(settings: Settings, classifier: Classifier) -> int:
+    if classifier.device == "cuda":
+        return settings.max_batch or CUDA_BATCH
+    if classifier.precision == "int8":
+        return 1  # its scales are taken over the whole batch: neighbours would change each other's answers
+    return settings.max_batch or 1
+
+
+def warm(classifier: Classifier, max_batch: int) -> None:
+    """Every batch size once, so that no request pays for the first call of its size."""
+    side = classifier.manifest.tile_px
+    for size in [size for size in CUDA_BATCHES if size < max_batch] + [max_batch]:
+        tiles = np.full((size, side, side, 3), 255, np.uint8)
+        classifier.predict(tiles, alone=True)
+        classifier.predict(tiles, alone=False)
+        classifier.explain(tiles)
+
+
+def count_call(metrics: Metrics, call: Call[Graph]) -> None:
+    metrics.call_seconds.labels(call.kind).observe(call.seconds)
+    metrics.call_tiles.labels(call.kind).observe(call.items)
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM it first says that it isn't ready and refuses new work, still listening, so that balancers notice;
+    then it stops listening, finishes what is in hand, and ends with status 0. A second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, *, drain_s: float, obeys_ctrl_c: bool) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_s = drain_s
+        self._obeys_ctrl_c = obeys_ctrl_c
+        self._closes_at = math.inf
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        model = self._service.model.model_dump()
+        log.info("ready", extra={f"model_{name}": value for name, value in model.items()})
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT and not self._obeys_ctrl_c:
+            return
+        if self._closes_at < math.inf:
+            log.warning("stopped at once by a second signal")
+            os._exit(1)  # threads in a model call or a decoder would keep the process for as long as they take
+        # First of all, since the second signal may come while the first is still dealt with. Nobody balances load
+        # onto a terminal, so Ctrl-C need not wait.
+        self._closes_at = time.monotonic() + (0 if sig == signal.SIGINT else self._drain_s)
+        self._service.batcher.refuse()
+        log.info("stopping", extra={"signal": signal.Signals(sig).name})
+
+    async def on_tick(self, counter: int) -> bool:
+        self.should_exit = self.should_exit or time.monotonic() >= self._closes_at
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or Ctrl-C. Raises CorruptArtifact or DeviceUnavailable where there is nothing to serve."""
+    logs.configure(settings.log_format)
+    listener = bind(settings)
+    warn_if_open(settings)
+    if settings.workers == 1:
+        run_worker(settings, listener)
+    else:
+        supervise(settings, listener, start_worker)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Takes the port; whoever connects is refused until the workers listen, which they do when they are ready."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        log.error("can't listen", extra={"host": settings.host, "port": settings.port, "cause": error.strerror})
+        raise SystemExit(1) from None
+    host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    log.info("starting", extra={"address": address, "docs": f"{address}/docs"})
+    return listener
+
+
+def warn_if_open(settings: Settings) -> None:
+    if not settings.read_keys() and not is_loopback(settings.host):
+        log.warning(
+            "anybody on the network may use this service: set TISSUE_API_KEYS, or TISSUE_HOST=127.0.0.1",
+            extra={"host": settings.host},
+        )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run_worker(settings: Settings, listener: socket.socket, *, obeys_ctrl_c: bool = True) -> None:
+    """One process that answers. The service is opened outside of uvicorn, so that what fails is raised as it is."""
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nobody here asks who the client is
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.deadline_ms / 1000) + 1,
+    )
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            drain_s = settings.drain_ms / 1000
+            server = Server(config, app.state.service, drain_s=drain_s, obeys_ctrl_c=obeys_ctrl_c)
+            await server.serve(sockets=[listener])
+
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(run())
+
+
+def start_worker(settings: Settings, listener: socket.socket) -> None:
+    """What a worker process runs; the parent turns Ctrl-C into a SIGTERM for all."""
+    logs.configure(settings.log_format)
+    try:
+        run_worker(settings, listener, obeys_ctrl_c=False)
+    except (CorruptArtifact, DeviceUnavailable) as error:
+        log.error("can't start", extra={"cause": str(error)})
+        sys.exit(STARTUP_FAILED)

@@ -1,0 +1,188 @@
+"""Around every request, in plain ASGI: headers, request id, access log, metrics, key check, body limit.
+
+Plain, because Starlette's BaseHTTPMiddleware hides from the handlers that a client has hung up.
+"""
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable, Iterable
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.metrics import Metrics
+from app.trace import Trace, choose_request_id
+
+Respond = Callable[[Exception, Scope], Response]
+
+log = logging.getLogger("tissue.access")
+
+PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their log lines would bury the others
+GUARDED = ("/model", "/metrics")  # and every POST
+STATIC = "/static/"
+
+_SECURITY_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class BodyTooLarge(ValueError):
+    pass
+
+
+class WrongKey(ValueError):
+    pass
+
+
+class SecurityHeaders:
+    """On every response, unless a page brings a policy of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        # Answers are about patients' pictures; the page's own files may be kept, but must be asked about.
+        caching = b"no-cache" if scope["path"].startswith(STATIC) else b"no-store"
+        defaults = {**_SECURITY_HEADERS, b"cache-control": caching}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name for name, _ in message["headers"]}
+                missing = [(name, value) for name, value in defaults.items() if name not in present]
+                message = {**message, "headers": [*message["headers"], *missing]}
+            await send(message)
+
+        return await self.app(scope, receive, send_with_headers)
+
+
+class Tracing:
+    """Request id, Server-Timing, metrics and access log; and the last resort for errors nobody foresaw."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, respond: Respond, is_draining: Callable[[], bool]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.respond = respond
+        self.is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        trace = scope["trace"] = Trace(choose_request_id(Headers(scope=scope).get("x-request-id")))
+        status = 0
+
+        async def send_traced(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *self._write_headers(trace)]}
+            await send(message)
+
+        self.metrics.in_progress.inc()
+        try:
+            await self.app(scope, receive, send_traced)
+        except Exception as error:
+            log.exception("failed", extra={"request_id": trace.request_id})
+            if status:  # the answer has begun, so the client can only be told by breaking it off
+                raise
+            await self.respond(error, scope)(scope, receive, send_traced)
+        finally:
+            self.metrics.in_progress.dec()
+            self._account(scope, trace, status)
+
+    def _write_headers(self, trace: Trace) -> Iterable[tuple[bytes, bytes]]:
+        yield b"x-request-id", trace.request_id.encode()
+        yield b"server-timing", trace.write_server_timing().encode()
+        if self.is_draining():  # so that clients that keep their connection go elsewhere in time
+            yield b"connection", b"close"
+
+    def _account(self, scope: Scope, trace: Trace, status: int) -> None:
+        # The route's template: a path that matches none may be anything, and would be a label of its own.
+        route = getattr(scope.get("route"), "path", "none")
+        seconds = trace.elapsed_s()
+        self.metrics.requests.labels(route, scope["method"], status).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        for stage, stage_s in trace.stages_s.items():
+            self.metrics.stage_seconds.labels(stage).observe(stage_s)
+        if trace.problem:
+            self.metrics.problems.labels(trace.problem).inc()
+        level = logging.DEBUG if route in PROBES and status < 400 else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(level, "request", extra=_describe(scope, trace, route, status, seconds))
+
+
+def _describe(scope: Scope, trace: Trace, route: str, status: int, seconds: float) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+        **{f"{stage}_ms": round(stage_s * 1000, 1) for stage, stage_s in trace.stages_s.items()},
+        "request_id": trace.request_id,
+    }
+    return {**fields, "problem": trace.problem} if trace.problem else fields
+
+
+class KeyCheck:
+    """Lets a POST, the model card and the metrics through only with one of the keys."""
+
+    def __init__(self, app: ASGIApp, *, keys: frozenset[str], respond: Respond) -> None:
+        self.app = app
+        self.respond = respond
+        self.digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_guarded(scope) and not self._admits(Headers(scope=scope)):
+            error = WrongKey("this route needs a key, as header 'X-API-Key: KEY' or 'Authorization: Bearer KEY'")
+            return await self.respond(error, scope)(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    def _admits(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        offered = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        # Digests have one length and every key is compared, so the time taken tells nothing about them.
+        matches = [hmac.compare_digest(_digest(key), digest) for key in offered for digest in self.digests]
+        return any(matches)
+
+
+def _is_guarded(scope: Scope) -> bool:
+    return scope["method"] == "POST" or scope["path"] in GUARDED
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class BodyLimit:
+    """Refuses a body by its announced length, or while it streams in."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        announced = int(Headers(scope=scope).get("content-length", 0))
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            self._check(announced)  # before anything is read, so that a client that waits for "100 Continue" is spared
+            message = await receive()
+            received += len(message.get("body", b""))
+            self._check(received)
+            return message
+
+        return await self.app(scope, receive_within_limit, send)
+
+    def _check(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {self.max_bytes}")

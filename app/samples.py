@@ -1,0 +1,24 @@
+"""Image bytes in, and all that is known of the picture before the model sees it. Runs in a decoding thread."""
+
+import hashlib
+from dataclasses import dataclass
+
+from model.artifact import Manifest
+from model.pixels import Picture, Tile, decode, to_tile
+from model.quality import sharpness, tissue_share
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    picture: Picture
+    tile: Tile
+    sha256: str
+    tissue_share: float
+    sharpness: float
+
+
+def take_sample(data: bytes, manifest: Manifest, mpp: float | None, max_megapixels: float) -> Sample:
+    picture = decode(data, max_megapixels)
+    tile = to_tile(picture, manifest.tile_px, manifest.tile_mpp, mpp)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Sample(picture, tile, sha256, tissue_share(tile.pixels), sharpness(tile.pixels))

@@ -1,0 +1,268 @@
+"""The wire: the options that come in, and every JSON document that goes out, with examples for the API docs."""
+
+from enum import IntEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Box = Annotated[
+    tuple[int, int, int, int],
+    Field(description="Left, top, right and bottom edge in the picture's pixels.", examples=[[0, 0, 150, 150]]),
+]
+
+
+class ScaleOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    mpp: float | None = Field(
+        None,
+        description="Micrometres per pixel of the picture, 0.1 to 5. Given (or tagged in a TIFF), the picture is "
+        "brought to the model's scale and its centre is taken; unknown, the whole centre square is resized.",
+        examples=[0.495],
+    )
+
+
+class PredictOptions(ScaleOptions):
+    tta: bool = Field(
+        False, description="Average over the eight rotations and reflections, and tell how far they agree."
+    )
+    coverage: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Wanted coverage of the prediction set; `GET /model` lists which there are.",
+        examples=[0.9],
+    )
+
+
+class FeatureOptions(ScaleOptions):
+    format: Literal["json", "npy"] | None = Field(None, description="Form of the answer; beats the Accept header.")
+
+
+class Masks(IntEnum):
+    COARSE = 25
+    FINE = 100
+
+
+class AttentionOptions(PredictOptions):
+    method: Literal["attention", "rollout", "evidence", "occlusion"] | None = Field(
+        None,
+        description="`attention`: what one layer's class token looks at. `rollout`: the same through all layers. "
+        "`evidence`: what each patch adds to the target's logit. `occlusion`: how far the logit falls without it. "
+        "Unset: the one that the artefact recommends.",
+    )
+    target: str | None = Field(
+        None, description="Class that evidence and occlusion are about. Unset: the predicted one.", examples=["Tumor"]
+    )
+    layer: int | None = Field(None, ge=0, description="Layer of the attention, from 0. Unset: the last.")
+    head: Annotated[int, Field(ge=0)] | Literal["mean"] = Field(
+        "mean", description="Head of the attention, from 0, or the mean of all."
+    )
+    layout: Literal["single", "heads"] = Field("single", description="`heads`: every layer and head side by side.")
+    masks: Masks = Field(Masks.COARSE, description="Groups of patches that occlusion takes away in turn.")
+    format: Literal["json", "png", "npy"] | None = Field(
+        None, description="Form of the answer; beats the Accept header."
+    )
+    colormap: Literal["viridis", "cividis", "magma", "diverging"] = Field(
+        "viridis", description="Colours of a PNG; signed maps are always drawn diverging from zero."
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="Share of the colour over the grey tile.")
+    upsample: Literal["nearest", "bicubic"] = Field(
+        "nearest", description="`nearest` shows the patches, `bicubic` smooths."
+    )
+
+
+class Reason(BaseModel):
+    code: str = Field(description="Stable word for programs.", examples=["low_confidence"])
+    text: str = Field(description="Sentence for people.", examples=["The most likely class has only 41 %."])
+
+
+class PredictionSet(BaseModel):
+    labels: list[str] = Field(
+        description="The classes that together hold the true one as often as `coverage` says.",
+        examples=[["Tumor", "Complex"]],
+    )
+    coverage: Share = Field(
+        description="Share of tiles like those of the calibration whose class is in the set.", examples=[0.9]
+    )
+
+
+class Quality(BaseModel):
+    tissue_share: Share = Field(description="Share of the tile that is stained.", examples=[0.94])
+    sharpness: float = Field(
+        ge=0, description="Variance of the Laplacian in squared grey levels; low means blurred.", examples=[412.7]
+    )
+    distance: float | None = Field(
+        None,
+        description="Distance from the training data; null while the artefact has no measure of it.",
+        examples=[None],
+    )
+
+
+class Views(BaseModel):
+    views: int = Field(description="Rotations and reflections that were averaged.", examples=[8])
+    disagreement: Share = Field(description="Share of the views whose own label is another one.", examples=[0.125])
+    spread: Share = Field(
+        description="Largest standard deviation of a class's probability over the views.", examples=[0.021]
+    )
+
+
+class Input(BaseModel):
+    width: int = Field(description="Of the picture, in pixels.", examples=[150])
+    height: int = Field(examples=[150])
+    format: str = Field(description="What the bytes are, whatever the content type said.", examples=["PNG"])
+    mpp: float | None = Field(description="Micrometres per pixel of the picture; null when unknown.", examples=[0.495])
+    mpp_source: Literal["request", "tag", "unknown"] = Field(description="Where `mpp` came from.", examples=["request"])
+    sha256: str = Field(
+        description="Of the bytes that came.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    box: Box
+
+
+class Model(BaseModel):
+    name: str = Field(examples=["tissue-vit"])
+    version: str = Field(examples=["1.0.0"])
+    digest: str = Field(
+        description="sha256 of the artefact's manifest, which lists the sha256 of all else.",
+        examples=["d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592"],
+    )
+    device: Literal["cpu", "cuda"] = Field(examples=["cpu"])
+    precision: Literal["fp32", "fp16", "int8"] = Field(examples=["fp32"])
+
+
+class Prediction(BaseModel):
+    label: str = Field(description="The most likely class.", examples=["Tumor"])
+    confidence: Share = Field(description="Its calibrated probability.", examples=[0.971])
+    probabilities: dict[str, Share] = Field(
+        description="Of every class, in the artefact's order.",
+        examples=[
+            {"Tumor": 0.971, "Stroma": 0.004, "Complex": 0.012, "Lympho": 0.007, "Debris": 0.002, "Mucosa": 0.004}
+        ],
+    )
+    prediction_set: PredictionSet | None = Field(description="Null while the artefact has no thresholds for it.")
+    verdict: Literal["ok", "uncertain", "out_of_scope"] = Field(
+        description="Whether to rely on the label: `out_of_scope` means that the picture is none the model can judge.",
+        examples=["ok"],
+    )
+    reasons: list[Reason] = Field(description="Why the verdict is not `ok`.", examples=[[]])
+    warnings: list[Reason] = Field(description="What else is worth knowing about the picture.", examples=[[]])
+    quality: Quality
+    tta: Views | None = Field(description="With `tta=true`: how far the eight views agree.")
+    input: Input
+    model: Model
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable; `detail` says what came, what was expected and what to do."""
+
+    type: str = Field(examples=["urn:tissue:problem:image_too_small"])
+    title: str = Field(examples=["The image is too small"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["the image is 20 x 150 px, its shorter side must have at least 32 px"])
+    code: str = Field(examples=["image_too_small"])
+    request_id: str | None = Field(None, examples=["5f0c7d9c0f0e4c1d8d6f4f1f2b3a4c5d"])
+    errors: list["ParameterError"] | None = Field(None, description="With `invalid_parameter`: one entry a parameter.")
+
+
+class ParameterError(BaseModel):
+    parameter: str = Field(examples=["mpp"])
+    message: str = Field(examples=["Input should be less than or equal to 5"])
+
+
+class AnsweredItem(Prediction):
+    file: str | None = Field(description="Name of the file, as the request gave it.", examples=["tile_01.png"])
+
+
+class FailedItem(BaseModel):
+    file: str | None = Field(description="Name of the file, as the request gave it.", examples=["tile_02.png"])
+    error: Problem
+
+
+Grid = Annotated[
+    list[list[float]],
+    Field(description="G rows of G numbers, from the top left.", examples=[[[0.012, 0.008], [0.031, 0.009]]]),
+]
+
+
+class Limits(BaseModel):
+    min: float = Field(examples=[0.008])
+    max: float = Field(examples=[0.031])
+
+
+class Map(BaseModel):
+    method: Literal["attention", "rollout", "evidence", "occlusion"] = Field(examples=["attention"])
+    quantity: str = Field(description="What the numbers are.", examples=["share of attention"])
+    class_specific: bool = Field(
+        description="False: the map is the same whatever class is asked about.", examples=[False]
+    )
+    signed: bool = Field(description="True: positive speaks for the target, negative against it.", examples=[False])
+    target: str | None = Field(description="The class the map is about; null where it is about none.", examples=[None])
+    layer: int | None = Field(description="From 0; null where the method uses all.", examples=[11])
+    head: int | Literal["mean"] | None = Field(description="From 0, or the mean of all.", examples=["mean"])
+    limits: Limits = Field(description="Smallest and largest number of the map, as they are.")
+    box: Box
+    grid: Grid
+
+
+class HeadsMap(Map):
+    grid: Annotated[  # type: ignore[assignment]  # the same field, two dimensions deeper
+        list[list[list[list[float]]]],
+        Field(description="Layers, heads, rows, columns.", examples=[[[[[0.012, 0.008], [0.031, 0.009]]]]]),
+    ]
+
+
+class Attention(Map):
+    prediction: Prediction
+
+
+class HeadsAttention(HeadsMap):
+    prediction: Prediction
+
+
+class Features(BaseModel):
+    features: list[float] = Field(
+        description="What the last layer read to tell the class.", examples=[[0.41, -1.02, 0.33]]
+    )
+    input: Input
+    model: Model
+
+
+class ModelClass(BaseModel):
+    name: str = Field(examples=["Tumor"])
+    description: str = Field(examples=["Tumour epithelium"])
+    color: str = Field(examples=["#c0392b"])
+
+
+class ModelCard(BaseModel):
+    """The artefact's manifest, and where it runs. Fields beyond these are described in docs/artifact.md."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(examples=["tissue-vit"])
+    version: str = Field(examples=["1.0.0"])
+    summary: str = Field(examples=["Six tissues of colorectal H&E"])
+    classes: list[ModelClass]
+    tile_px: int = Field(description="Side of the square the model sees.", examples=[150])
+    tile_mpp: float = Field(description="Micrometres per pixel it was trained at.", examples=[0.495])
+    grid: int = Field(description="Patches along a side.", examples=[10])
+    layers: int = Field(examples=[12])
+    heads: int = Field(examples=[6])
+    metrics: list[dict[str, Any]] = Field(description="Each with its protocol, n and 95 % interval.")
+    intended_use: str = Field(examples=["Research and teaching"])
+    limits: list[str] = Field(examples=[["Not for diagnosis"]])
+    digest: str = Field(examples=["d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592"])
+    device: Literal["cpu", "cuda"] = Field(examples=["cpu"])
+    precision: Literal["fp32", "fp16", "int8"] = Field(examples=["fp32"])
+
+
+class Health(BaseModel):
+    status: Literal["alive"] = Field("alive", examples=["alive"])
+
+
+class Readiness(BaseModel):
+    status: Literal["ready"] = Field("ready", examples=["ready"])
+    device: Literal["cpu", "cuda"] = Field(description="Where the model really runs.", examples=["cpu"])
+    precision: Literal["fp32", "fp16", "int8"] = Field(examples=["fp32"])
+    digest: str = Field(examples=["d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592"])

@@ -1,0 +1,246 @@
+"""What the service does with one uploaded image: prepare it, ask the model, put the answer together.
+
+bytes --take_sample--> Sample --batcher--> Predictions | Explanations --answers--> document | picture
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import maps, schemas
+from app.answers import describe_model, describe_prediction, find_thresholds
+from app.batcher import Batcher, CallFailed, Reservation
+from app.maps import Drawable
+from app.metrics import Metrics
+from app.samples import Sample, take_sample
+from app.settings import Settings
+from app.trace import Trace
+from model.session import Classifier, Explanations, Predictions
+
+Graph = Literal["predict", "explain"]
+T = TypeVar("T")
+
+PROBE_EVERY_S = 10  # a model call as recent as this shows that the device works
+PROBE_WITHIN_S = 5
+
+
+class NotReady(RuntimeError):
+    retry_after_s = 5
+
+
+class UnsuitableOptions(ValueError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One tile for the model, and for the explain graph the patches that it may see."""
+
+    pixels: NDArray[np.uint8]  # (S, S, 3)
+    keep: NDArray[np.bool_] | None = None  # (G*G,)
+
+
+@dataclass(frozen=True, slots=True)
+class MapOptions:
+    method: maps.Method
+    target: str | None
+    layer: int | None
+    head: int | Literal["mean"]
+    masks: int
+    heads_layout: bool
+
+
+def answer_questions(
+    classifier: Classifier,
+) -> Callable[[Graph, list[Question], bool], list[Predictions]]:
+    """The batcher's `run`: one model call."""
+
+    def run(graph: Graph, questions: list[Question], alone: bool) -> list[Predictions]:
+        tiles = questions[0].pixels[None] if len(questions) == 1 else np.stack([q.pixels for q in questions])
+        if graph == "predict":
+            return split(classifier.predict(tiles, alone=alone))
+        return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid)))
+
+    return run
+
+
+def gather_keeps(questions: list[Question], grid: int) -> NDArray[np.bool_]:
+    everything = np.ones(grid * grid, bool)
+    return np.stack([everything if question.keep is None else question.keep for question in questions])
+
+
+def split(answers: Predictions) -> list[Predictions]:
+    """One answer a tile, each still with its leading dimension."""
+    count = len(answers.logits)
+    if count == 1:
+        return [answers]
+    return [type(answers)(**{name: value[n : n + 1] for name, value in vars(answers).items()}) for n in range(count)]
+
+
+class Service:
+    def __init__(
+        self,
+        settings: Settings,
+        classifier: Classifier,
+        batcher: Batcher[Graph, Question, Predictions],
+        decoders: ThreadPoolExecutor,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self.classifier = classifier
+        self.manifest = classifier.manifest
+        self.model = describe_model(classifier)
+        self.deadline_s = settings.deadline_ms / 1000
+        self.batcher = batcher
+        self._decoders = decoders
+        self._metrics = metrics
+
+    def let_in(self, places: int) -> None:
+        """Before a body is read: refusing must cost next to nothing, or a crowd would be busy with being refused."""
+        self.batcher.check_open()
+        self.batcher.check_room(places, self.deadline_s)
+
+    async def predict(
+        self, data: bytes, trace: Trace, *, mpp: float | None, tta: bool, coverage: float | None
+    ) -> schemas.Prediction:
+        find_thresholds(self.manifest, coverage)
+        with self._reserve(maps.VIEWS if tta else 1) as reservation:
+            sample = await self._take_sample(data, mpp, trace)
+            answers = await self._ask("predict", list_views(sample, tta), reservation, trace)
+        return self._describe(sample, answers, coverage)
+
+    async def features(self, data: bytes, trace: Trace, *, mpp: float | None) -> tuple[Sample, NDArray[np.float32]]:
+        with self._reserve(1) as reservation:
+            sample = await self._take_sample(data, mpp, trace)
+            answers = await self._ask("predict", list_views(sample, False), reservation, trace)
+        return sample, answers[0].features[0]
+
+    async def explain(
+        self,
+        data: bytes,
+        trace: Trace,
+        options: MapOptions,
+        *,
+        mpp: float | None,
+        tta: bool,
+        coverage: float | None,
+    ) -> tuple[Sample, schemas.Prediction, Drawable]:
+        find_thresholds(self.manifest, coverage)
+        self._check_options(options, tta)
+        with self._reserve(count_places(options, tta)) as reservation:
+            sample = await self._take_sample(data, mpp, trace)
+            views = await self._ask("explain", list_views(sample, tta), reservation, trace)
+            prediction = self._describe(sample, views, coverage)
+            explanations = maps.merge_views([view for view in views if isinstance(view, Explanations)])
+            drawable = await self._choose_map(sample, explanations, options, prediction.label, reservation, trace)
+        return sample, prediction, drawable
+
+    async def render(self, draw: Callable[[], bytes], trace: Trace) -> bytes:
+        with trace.measure("render"):
+            return await self._run_in_thread(draw)
+
+    async def check_device(self) -> None:
+        """Raises unless the model answered lately, or answers now."""
+        self.batcher.check_open()
+        if time.monotonic() - self.batcher.last_success < PROBE_EVERY_S:
+            return
+        side = self.manifest.tile_px
+        blank = Question(np.full((side, side, 3), 255, np.uint8))
+        try:
+            async with asyncio.timeout(PROBE_WITHIN_S):
+                with self.batcher.reserve(1) as reservation:
+                    await self.batcher.submit(reservation, "predict", [blank])
+        except TimeoutError:
+            raise NotReady(f"the model did not answer within {PROBE_WITHIN_S} s") from None
+        except CallFailed as error:
+            raise NotReady("the model fails; the log of the requests that met it has the cause") from error
+
+    def _check_options(self, options: MapOptions, tta: bool) -> None:
+        """All that can be refused before the picture costs anything."""
+        if options.target is not None:
+            maps.find_class(self.manifest.class_names, options.target)
+        if options.layer is not None:
+            maps.check_range("layer", options.layer, self.manifest.layers)
+        if options.head != "mean":
+            maps.check_range("head", options.head, self.manifest.heads)
+        if options.heads_layout and options.method != "attention":
+            raise UnsuitableOptions(f"layout=heads shows attention; {options.method} has no heads")
+        if options.method == "occlusion" and tta:
+            raise UnsuitableOptions(
+                "occlusion asks the model once a mask already; leave out tta, or take another method"
+            )
+        if options.method == "occlusion" and options.masks > self.manifest.grid**2:
+            raise UnsuitableOptions(
+                f"{options.masks} masks are more than the {self.manifest.grid**2} patches of this model"
+            )
+
+    async def _choose_map(
+        self,
+        sample: Sample,
+        explanations: Explanations,
+        options: MapOptions,
+        label: str,
+        reservation: Reservation,
+        trace: Trace,
+    ) -> Drawable:
+        names = self.manifest.class_names
+        target = maps.find_class(names, options.target or label)
+        if options.method == "occlusion":
+            groups = maps.cut_groups(self.manifest.grid, options.masks)
+            questions = [Question(sample.tile.pixels, keep) for keep in maps.mask_groups(groups)]
+            masked = await self._ask("explain", questions, reservation, trace)
+            return maps.read_occlusion(explanations, masked, groups, names, target)
+        if options.method == "evidence":
+            return maps.read_evidence(explanations, names, target)
+        if options.method == "rollout":
+            return maps.read_rollout(explanations)
+        if options.heads_layout:
+            return maps.read_heads(explanations)
+        return maps.read_attention(explanations, options.layer, options.head)
+
+    @contextmanager
+    def _reserve(self, places: int) -> Iterator[Reservation]:
+        try:
+            with self.batcher.reserve(places, self.deadline_s) as reservation:
+                self._metrics.waiting.set(self.batcher.waiting)
+                yield reservation
+        finally:
+            self._metrics.waiting.set(self.batcher.waiting)
+
+    async def _take_sample(self, data: bytes, mpp: float | None, trace: Trace) -> Sample:
+        limit = self.settings.max_megapixels
+        with trace.measure("decode"):
+            return await self._run_in_thread(lambda: take_sample(data, self.manifest, mpp, limit))
+
+    async def _ask(
+        self, graph: Graph, questions: list[Question], reservation: Reservation, trace: Trace
+    ) -> list[Predictions]:
+        answer = await self.batcher.submit(reservation, graph, questions)
+        trace.add("queue", answer.queue_s)
+        trace.add("infer", answer.infer_s)
+        return answer.results
+
+    def _describe(self, sample: Sample, answers: list[Predictions], coverage: float | None) -> schemas.Prediction:
+        probabilities = np.concatenate([answer.probabilities for answer in answers])  # (V, K)
+        prediction = describe_prediction(sample, probabilities, self.manifest, self.model, coverage)
+        self._metrics.verdicts.labels(prediction.label, prediction.verdict).inc()
+        return prediction
+
+    async def _run_in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+
+
+def list_views(sample: Sample, tta: bool) -> list[Question]:
+    views = range(maps.VIEWS if tta else 1)
+    return [Question(maps.look_from(sample.tile.pixels, view) if view else sample.tile.pixels) for view in views]
+
+
+def count_places(options: MapOptions, tta: bool) -> int:
+    return (maps.VIEWS if tta else 1) + (options.masks if options.method == "occlusion" else 0)

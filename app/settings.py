@@ -1,0 +1,142 @@
+"""Every setting of the service: read once from the environment (prefix TISSUE_), checked, then passed on.
+
+A variable that no setting answers to is an error, since a typing mistake would otherwise pass unnoticed.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "TISSUE_"
+SHIPPED_ARTIFACT = Path(__file__).parent.parent / "model" / "default"
+
+_KUBERNETES = (
+    "Kubernetes adds such variables to every pod beside a Service named 'tissue': "
+    "set `enableServiceLinks: false` in the pod, or give the Service another name"
+)
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=False)
+
+    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 means every network of the machine.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one and logs it.")
+    artifact: Path = Field(
+        SHIPPED_ARTIFACT, description="Directory of the artefact to serve: manifest.json and its graphs."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Where it runs. `cuda` refuses to start without a working GPU; `auto` takes one if there is one.",
+    )
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto", description="Which variant of the graphs runs. `auto` means fp32."
+    )
+    max_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Most tiles in one model call. Unset: 1 on a CPU, where more gain nothing; 32 on a GPU.",
+    )
+    max_queue: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="Most tiles that may wait for the model; beyond it requests get 503 with Retry-After.",
+    )
+    deadline_ms: int = Field(
+        10_000,
+        ge=1,
+        le=600_000,
+        description="Time from the last byte of a request to its answer, in milliseconds; then it gets 504.",
+    )
+    drain_ms: int = Field(
+        2_000,
+        ge=0,
+        le=600_000,
+        description="After SIGTERM the service goes on listening for this many milliseconds, not ready and refusing "
+        "new work with 503, so that balancers notice; work in hand may then take what is left of its deadline.",
+    )
+    max_body_mib: float = Field(32, gt=0, le=4096, description="Largest request body, in MiB.")
+    max_megapixels: float = Field(50, gt=0, le=1000, description="Largest picture, in millions of pixels.")
+    decode_threads: int | None = Field(
+        None, ge=1, le=256, description="Threads that decode pictures and draw overlays. Unset: one per granted core."
+    )
+    infer_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Model calls at a time. Unset: one per granted core on a CPU, 1 on a GPU.",
+    )
+    intra_threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Threads inside a lone model call; calls side by side have one each. Unset: all granted cores.",
+    )
+    workers: int = Field(
+        1, ge=1, le=256, description="Processes that share the port. More than 1 costs memory for each."
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Comma-separated keys. When set, POST routes, /model and /metrics ask for one of them."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with one key per line, read at the start; its keys are added to those of API_KEYS."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated origins whose pages may call the service, e.g. https://viewer.example.",
+    )
+    log_format: Literal["json", "text"] = Field("text", description="Form of the log lines on stderr.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_variables(cls, values: Any) -> Any:
+        refuse_unknown_variables(os.environ)
+        return values
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _explain_kubernetes_port(cls, port: Any) -> Any:
+        if isinstance(port, str) and "://" in port:
+            raise ValueError(f"TISSUE_PORT is {port!r}, expected a number. {_KUBERNETES}")
+        return port
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _refuse_empty_keys_file(self) -> "Settings":
+        if self.api_keys_file is not None and not self.read_keys():
+            raise ValueError(f"{self.api_keys_file} holds no key; write one per line, or unset TISSUE_API_KEYS_FILE")
+        return self
+
+    def read_keys(self) -> frozenset[str]:
+        """All keys that open the guarded routes; empty means that none is asked for."""
+        listed = {key.get_secret_value() for key in self.api_keys}
+        lines = self.api_keys_file.read_text().splitlines() if self.api_keys_file else []
+        return frozenset(listed | {line.strip() for line in lines if line.strip()})
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mib * 2**20)
+
+
+def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise ValueError(_explain_unknown(name, known))
+
+
+def _explain_unknown(name: str, known: set[str]) -> str:
+    if name.startswith(("TISSUE_SERVICE_", "TISSUE_PORT_")):
+        return f"no setting is called {name}. {_KUBERNETES}"
+    nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
+    return f"no setting is called {name}; the nearest is {nearest}. Correct or unset it"

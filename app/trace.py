@@ -1,0 +1,41 @@
+"""What is noted about a request while it is answered, for its headers, the log and the metrics."""
+
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+@dataclass(slots=True)
+class Trace:
+    request_id: str
+    started_at: float = field(default_factory=time.monotonic)
+    stages_s: dict[str, float] = field(default_factory=dict)  # decode, queue, infer, render; seconds
+    problem: str | None = None  # code of the problem that was answered
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.stages_s[stage] = self.stages_s.get(stage, 0) + seconds
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        started_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(stage, time.monotonic() - started_at)
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started_at
+
+    def write_server_timing(self) -> str:
+        spans = [*self.stages_s.items(), ("total", self.elapsed_s())]
+        return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in spans)
+
+
+def choose_request_id(offered: str | None) -> str:
+    """The client's own, if it can stand in a header and a log line; else a new one."""
+    return offered if offered and _SANE_ID.fullmatch(offered) else uuid.uuid4().hex

@@ -1,0 +1,311 @@
+"""The batcher with plain functions in place of a model; threads are held and let go by events, never by sleeping."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from app.batcher import Batcher, Call, CallFailed, QueueFull, ShuttingDown
+
+
+class Gate:
+    """A `run` that records its calls and holds each one until it is let go."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[[list[int]], list[int]] | None = None) -> None:
+        self.calls: list[tuple[str, list[int], bool]] = []
+        self._answer = answer or (lambda items: [item * 10 for item in items])
+        self._permits = threading.Semaphore(0)
+        self._loop = loop
+        self._entered: asyncio.Queue[list[int]] = asyncio.Queue()
+
+    def __call__(self, kind: str, items: list[int], alone: bool) -> list[int]:
+        self.calls.append((kind, items, alone))
+        self._loop.call_soon_threadsafe(self._entered.put_nowait, items)
+        assert self._permits.acquire(timeout=10)
+        return self._answer(items)
+
+    async def entered(self) -> list[int]:
+        return await asyncio.wait_for(self._entered.get(), 10)
+
+    def let_go(self, calls: int = 1000) -> None:
+        self._permits.release(calls)
+
+
+class Rig:
+    def __init__(self, answer: Callable[[list[int]], list[int]] | None = None, **sizes: int) -> None:
+        self.gate = Gate(asyncio.get_running_loop(), answer)
+        self.observed: list[Call[str]] = []
+        sizes = {"threads": 1, "max_batch": 4, "max_queue": 8} | sizes
+        self.batcher: Batcher[str, int, int] = Batcher(self.gate, observe=self.observed.append, **sizes)
+
+    async def __aenter__(self) -> "Rig":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.gate.let_go()
+        self.batcher.close()
+
+    async def ask(self, *items: int, kind: str = "a") -> list[int]:
+        with self.batcher.reserve(len(items)) as reservation:
+            return (await self.batcher.submit(reservation, kind, items)).results
+
+    def start(self, *items: int, kind: str = "a") -> asyncio.Task[list[int]]:
+        return asyncio.create_task(self.ask(*items, kind=kind))
+
+
+async def step() -> None:
+    """Lets every task that can run do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_sends_at_once_when_idle_and_gathers_while_busy() -> None:
+    async def scenario() -> None:
+        async with Rig() as rig:
+            first = rig.start(1)
+            assert await rig.gate.entered() == [1]
+            others = [rig.start(n) for n in range(2, 8)]
+            await step()
+            rig.gate.let_go()
+            assert [await task for task in [first, *others]] == [[10], [20], [30], [40], [50], [60], [70]]
+            assert [items for _, items, _ in rig.gate.calls] == [[1], [2, 3, 4, 5], [6, 7]]
+
+    asyncio.run(scenario())
+
+
+def test_only_one_kind_in_a_call() -> None:
+    async def scenario() -> None:
+        async with Rig() as rig:
+            tasks = [rig.start(1)]
+            await rig.gate.entered()
+            tasks += [rig.start(2), rig.start(3, kind="b"), rig.start(4, kind="b"), rig.start(5)]
+            await step()
+            rig.gate.let_go()
+            await asyncio.gather(*tasks)
+            calls = [(kind, items) for kind, items, _ in rig.gate.calls]
+            assert calls == [("a", [1]), ("a", [2]), ("b", [3, 4]), ("a", [5])]
+
+    asyncio.run(scenario())
+
+
+def test_says_whether_a_call_is_alone() -> None:
+    async def scenario() -> None:
+        async with Rig(threads=2, max_batch=1) as rig:
+            lone = rig.start(1)
+            await rig.gate.entered()
+            beside = rig.start(2)
+            await rig.gate.entered()
+            rig.gate.let_go()
+            await asyncio.gather(lone, beside)
+            with rig.batcher.reserve(1):  # somebody else is still preparing
+                await rig.ask(3)
+            await rig.ask(4)
+            assert [alone for _, _, alone in rig.gate.calls] == [True, False, False, True]
+
+    asyncio.run(scenario())
+
+
+def test_as_many_calls_at_a_time_as_threads() -> None:
+    async def scenario() -> None:
+        async with Rig(threads=2, max_batch=1) as rig:
+            task = rig.start(1, 2, 3)
+            assert sorted([await rig.gate.entered(), await rig.gate.entered()]) == [[1], [2]]
+            assert len(rig.gate.calls) == 2
+            rig.gate.let_go()
+            assert await task == [10, 20, 30]
+
+    asyncio.run(scenario())
+
+
+def test_cancelled_items_cost_no_call() -> None:
+    async def scenario() -> None:
+        async with Rig(max_batch=1) as rig:
+            first, gone, last = rig.start(1), rig.start(2, 3), rig.start(4)
+            await rig.gate.entered()
+            assert rig.batcher.waiting == 3
+            gone.cancel()
+            await step()
+            assert rig.batcher.waiting == 1
+            rig.gate.let_go()
+            assert await first == [10] and await last == [40]
+            assert [items for _, items, _ in rig.gate.calls] == [[1], [4]]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_reaches_exactly_the_waiters_of_its_call() -> None:
+    def fail_at_two(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise ArithmeticError("two")
+        return [item * 10 for item in items]
+
+    async def scenario() -> None:
+        async with Rig(fail_at_two, max_batch=2) as rig:
+            tasks = [rig.start(1)]
+            await rig.gate.entered()
+            tasks += [rig.start(2), rig.start(3), rig.start(4)]
+            await step()
+            rig.gate.let_go()
+            first, second, third, fourth = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(second, CallFailed) and isinstance(second.__cause__, ArithmeticError)
+            assert isinstance(third, CallFailed) and third is not second
+            assert (first, fourth) == ([10], [40])
+            assert await rig.ask(5) == [50]
+
+    asyncio.run(scenario())
+
+
+def test_the_rest_of_a_failed_submission_is_dropped() -> None:
+    def fail(items: list[int]) -> list[int]:
+        raise ArithmeticError
+
+    async def scenario() -> None:
+        async with Rig(fail, max_batch=1) as rig:
+            task = rig.start(1, 2, 3, 4)
+            await rig.gate.entered()
+            rig.gate.let_go(1)
+            with pytest.raises(CallFailed):
+                await task
+            assert rig.batcher.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_answers_too_little_is_an_error() -> None:
+    async def scenario() -> None:
+        async with Rig(lambda items: items[1:]) as rig:
+            rig.gate.let_go()
+            with pytest.raises(CallFailed) as failed:
+                await rig.ask(1, 2)
+            assert "answered 1 of 2" in str(failed.value.__cause__)
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    async def scenario() -> None:
+        async with Rig(max_batch=1, max_queue=3) as rig:
+            tasks = [rig.start(1)]
+            await rig.gate.entered()
+            tasks.append(rig.start(2, 3))
+            await step()
+            with pytest.raises(QueueFull) as full:
+                await rig.ask(4, 5)
+            assert full.value.retry_after_s == 1
+            tasks.append(rig.start(4))
+            await step()
+            with pytest.raises(QueueFull):
+                await rig.ask(5)
+            rig.gate.let_go()
+            assert [await task for task in tasks] == [[10], [20, 30], [40]]
+            assert await rig.ask(6) == [60]
+
+    asyncio.run(scenario())
+
+
+def test_reserved_places_count_and_come_back() -> None:
+    async def scenario() -> None:
+        async with Rig(max_queue=3) as rig:
+            with rig.batcher.reserve(3), pytest.raises(QueueFull):
+                await rig.ask(1)
+            rig.gate.let_go()
+            assert await rig.ask(1) == [10]
+            with rig.batcher.reserve(2) as reservation:
+                await rig.batcher.submit(reservation, "a", [1])
+                with pytest.raises(ValueError, match="1 places are reserved"):
+                    await rig.batcher.submit(reservation, "a", [1, 2])
+            assert rig.batcher.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_empty_queue_takes_more_than_its_bound() -> None:
+    async def scenario() -> None:
+        async with Rig(max_queue=3) as rig:
+            rig.gate.let_go()
+            assert await rig.ask(*range(8)) == [n * 10 for n in range(8)]
+
+    asyncio.run(scenario())
+
+
+def test_refuses_what_could_not_be_answered_in_time_and_estimates_from_the_measured_rate() -> None:
+    async def scenario() -> None:
+        def slow(items: list[int]) -> list[int]:
+            time.sleep(0.05 * len(items))
+            return items
+
+        async with Rig(slow, max_queue=1000) as rig:
+            rig.gate.let_go()
+            await rig.ask(1)
+            with rig.batcher.reserve(100):  # 5 s of work
+                with pytest.raises(QueueFull) as full, rig.batcher.reserve(1, patience_s=2):
+                    pass
+                assert 5 <= full.value.retry_after_s <= 8
+                with rig.batcher.reserve(1, patience_s=20):
+                    pass
+
+    asyncio.run(scenario())
+
+
+def test_refusing_lets_finish_who_is_in() -> None:
+    async def scenario() -> None:
+        async with Rig() as rig:
+            rig.batcher.check_open()
+            task = rig.start(1)
+            await rig.gate.entered()
+            rig.batcher.refuse()
+            with pytest.raises(ShuttingDown):
+                rig.batcher.check_open()
+            follower = rig.start(2)  # of one that was let in before
+            rig.gate.let_go()
+            assert [await task, await follower] == [[10], [20]]
+
+    asyncio.run(scenario())
+
+
+def test_closing_answers_everybody() -> None:
+    async def scenario() -> None:
+        rig = Rig(max_batch=1)
+        tasks = [rig.start(1), rig.start(2)]
+        await rig.gate.entered()
+        rig.gate.let_go()
+        rig.batcher.close()
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+        # The call under way when the batcher closed may end before or after its caller was told.
+        assert first == [10] or isinstance(first, ShuttingDown)
+        assert isinstance(second, ShuttingDown) or second == [20]
+        assert not any(thread.is_alive() for thread in rig.batcher._threads)
+
+    asyncio.run(scenario())
+
+
+def test_reports_times_and_sizes() -> None:
+    async def scenario() -> None:
+        async with Rig() as rig:
+            before = time.monotonic()
+            first = rig.start(1)
+            await rig.gate.entered()
+            with rig.batcher.reserve(2) as reservation:
+                second = asyncio.create_task(rig.batcher.submit(reservation, "a", [2, 3]))
+                await step()
+                rig.gate.let_go()
+                answer = await second
+            await first
+            assert 0 < answer.queue_s < time.monotonic() - before
+            assert 0 < answer.infer_s < time.monotonic() - before
+            assert before < rig.batcher.last_success < time.monotonic()
+        assert [(call.kind, call.items) for call in rig.observed] == [("a", 1), ("a", 2)]
+
+    asyncio.run(scenario())
+
+
+def test_idle_threads_use_no_cpu() -> None:
+    async def scenario() -> None:
+        async with Rig(threads=4):
+            before = time.process_time()
+            await asyncio.sleep(0.3)
+            assert time.process_time() - before < 0.05
+
+    asyncio.run(scenario())

@@ -1,0 +1,245 @@
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from app import schemas
+from app.__main__ import cli, find_pictures
+from app.settings import Settings
+from model.artifact import read_manifest
+
+KEY = "only-for-this-test"
+
+
+@pytest.fixture(autouse=True)
+def artifact(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.startswith("TISSUE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TISSUE_ARTIFACT", str(tiny_artifact))
+    return tiny_artifact
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """A folder with two pictures, one deeper, and what is no picture."""
+    folder = tmp_path / "tiles"
+    (folder / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "deeper/a.TIF"):
+        Image.fromarray(rng.integers(0, 256, (150, 150, 3), np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real service in a process of its own, which asks for a key."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(KEY)
+    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--drain-ms", "0", "--api-keys-file", str(keys)]
+    # The variable is wrong on purpose: the option must beat it.
+    environment = os.environ | {"TISSUE_ARTIFACT": str(tiny_artifact), "TISSUE_PORT": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stderr is not None
+        address = None
+        for line in process.stderr:
+            address = address or re.search(r"http://127\.0\.0\.1:\d+", line)
+            if " ready" in line:
+                break
+        assert address, "the service did not start"
+        yield address[0]
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+    assert process.returncode == 0
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def is_one_sentence(result: Result) -> bool:
+    return result.exit_code == 1 and result.stderr.startswith("tissue: ") and result.stderr.count("\n") == 1
+
+
+def test_version():
+    assert re.fullmatch(r"tissue \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+def test_import_is_light():
+    heavy = "{'torch', 'onnxruntime', 'numpy', 'PIL', 'fastapi', 'httpx', 'uvicorn'}"
+    program = f"import app.__main__, sys; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_serve_has_an_option_for_every_setting_but_the_keys(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    offered = set(re.findall(r"--([a-z-]+)", run("serve", "--help").stdout))
+    expected = {name.replace("_", "-") for name in Settings.model_fields} - {"api-keys"}
+    assert expected <= offered
+    assert "api-keys" not in offered
+
+
+def test_predict_json_has_an_item_per_file_in_the_order_of_the_arguments(tiles):
+    missing = tiles / "missing.png"
+    result = run("predict", tiles / "deeper/a.TIF", missing, tiles / "notes.txt", tiles / "b.png", "--format", "json")
+    assert result.exit_code == 1
+    first, lost, text, last = json.loads(result.stdout)
+    assert [item["file"] for item in (first, lost, text, last)] == [
+        str(tiles / name) for name in ("deeper/a.TIF", "missing.png", "notes.txt", "b.png")
+    ]
+    assert schemas.AnsweredItem.model_validate(first).input.format == "TIFF"
+    assert schemas.AnsweredItem.model_validate(last).input.format == "PNG"
+    assert lost["error"]["code"] == "unreadable_file"
+    assert schemas.FailedItem.model_validate(text).error.status == 415
+    assert f"{missing}: " in result.stderr
+    assert f"{tiles / 'notes.txt'}: " in result.stderr
+    assert result.stderr.endswith("tissue: 2 of 4 files failed\n")
+
+
+def test_predict_ends_well_when_all_are_answered(tiles):
+    result = run("predict", tiles / "b.png", tiles / "deeper", "--format", "json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(json.loads(result.stdout)) == 2
+
+
+def test_predict_is_the_same_with_and_without_a_service(tiles, service):
+    arguments = ["predict", tiles, "--format", "json", "--mpp", "0.495", "--tta"]
+    here, there = run(*arguments), run(*arguments, "--url", service, "--api-key", KEY)
+    assert here.exit_code == there.exit_code == 1, "broken.png is among them"
+    items, served = json.loads(here.stdout), json.loads(there.stdout)
+    for item in items + served:
+        item.get("error", {}).pop("request_id", None)
+    assert items == served
+    assert [item["tta"]["views"] for item in items if "error" not in item] == [8, 8]
+    assert [item["input"]["mpp_source"] for item in items if "error" not in item] == ["request", "request"]
+
+
+def test_predict_csv_has_a_column_per_class(tiles, artifact):
+    result = run("predict", tiles / "b.png", tiles / "broken.png", "--format", "csv")
+    classes = read_manifest(artifact).class_names
+    good, bad = csv.DictReader(io.StringIO(result.stdout))
+    assert list(good) == ["file", "label", "confidence", *classes, "verdict", "error"]
+    assert sum(float(good[name]) for name in classes) == pytest.approx(1, abs=1e-5)
+    assert good["label"] == max(classes, key=lambda name: float(good[name]))
+    assert good["error"] == bad["label"] == bad["confidence"] == ""
+    assert bad["error"]
+
+
+def test_predict_table_shows_names_as_they_are(tiles):
+    odd = (tiles / "b.png").rename(tiles / "[red]1[5].png")
+    result = run("predict", odd)
+    assert result.exit_code == 0
+    assert "[red]1[5].png" in result.stdout
+
+
+def test_folders_and_globs_are_the_pictures_in_them(tiles):
+    b, broken, deep = tiles / "b.png", tiles / "broken.png", tiles / "deeper/a.TIF"
+    assert find_pictures([str(tiles)]) == [b, broken, deep]
+    assert find_pictures([f"{tiles}/*"]) == [b, broken]
+    assert find_pictures([f"{tiles}/**/*.TIF", str(b)]) == [deep, b]
+    assert find_pictures([str(tiles / "notes.txt")]) == [tiles / "notes.txt"], "named, so to be complained about"
+    bracketed, single = b.rename(tiles / "[1].png"), broken.rename(tiles / "1.png")
+    assert find_pictures([str(bracketed), str(single)]) == [bracketed, single], "a file is no glob"
+    assert find_pictures([f"{tiles}/*.webp"]) == [tiles / "*.webp"]
+
+
+def test_folder_without_pictures_is_a_failure(tmp_path):
+    result = run("predict", tmp_path)
+    assert result.exit_code == 1
+    assert "holds no picture" in result.stderr
+
+
+@pytest.mark.parametrize("method", ["attention", "rollout", "evidence", "occlusion"])
+def test_attention_writes_what_the_ending_says(tiles, tmp_path, method, artifact):
+    grid = read_manifest(artifact).grid
+    for ending in ("png", "npy", "json"):
+        output = tmp_path / f"map.{ending}"
+        result = run("attention", tiles / "b.png", "-o", output, "--method", method)
+        assert result.exit_code == 0, result.stderr
+    numbers = np.load(tmp_path / "map.npy")
+    document = json.loads((tmp_path / "map.json").read_text())
+    assert numbers.shape == (grid, grid)
+    np.testing.assert_allclose(numbers, document["grid"], rtol=1e-6)
+    assert document["method"] == method
+    with Image.open(tmp_path / "map.png") as picture:
+        assert method in picture.info["caption"]
+
+
+def test_attention_passes_its_options_on(tiles, tmp_path, artifact):
+    manifest = read_manifest(artifact)
+    target = manifest.class_names[-1]
+    output = tmp_path / "map.json"
+    run("attention", tiles / "b.png", "-o", output, "--method", "evidence", "--target", target, "--mpp", "0.5")
+    document = json.loads(output.read_text())
+    assert (document["target"], document["prediction"]["input"]["mpp"]) == (target, 0.5)
+    run("attention", tiles / "b.png", "-o", output, "--method", "attention", "--layer", "0", "--head", "1")
+    document = json.loads(output.read_text())
+    assert (document["layer"], document["head"]) == (0, 1)
+    run("attention", tiles / "b.png", "-o", output, "--method", "attention", "--layout", "heads")
+    shape = np.shape(json.loads(output.read_text())["grid"])
+    assert shape == (manifest.layers, manifest.heads, manifest.grid, manifest.grid)
+
+
+def test_attention_of_a_service_is_the_same(tiles, tmp_path, service):
+    for name, options in (("here", []), ("there", ["--url", service, "--api-key", KEY])):
+        assert run("attention", tiles / "b.png", "-o", tmp_path / f"{name}.png", *options).exit_code == 0
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["attention", "b.png", "-o", "map.jpg"], "must end in .png, .npy or .json"),
+        (["attention", "b.png", "-o", "nowhere/map.png"], "can't be written"),
+        (["attention", "b.png", "-o", "map.png", "--method", "attention", "--layer", "99"], "layer 99"),
+        (["attention", "b.png", "-o", "map.png", "--target", "Moon"], "Moon"),
+        (["attention", "none.png", "-o", "map.png"], "can't be read"),
+        (["predict", "b.png", "--url", "http://127.0.0.1:1"], "nobody answers at http://127.0.0.1:1"),
+        (["predict", "b.png", "--url", "127.0.0.1:8000"], "http://"),
+        (["predict", "b.png", "--url", "http://127.0.0.1:1", "--artifact", "x"], "--artifact"),
+        (["predict", "b.png", "--artifact", "nowhere"], "nowhere holds no manifest.json"),
+        (["serve", "--port", "abc"], "TISSUE_PORT"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(tiles, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tiles)
+    result = run(*arguments)
+    assert is_one_sentence(result), result.output
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+def test_unknown_variable_is_told_in_one_sentence(tiles, monkeypatch):
+    monkeypatch.setenv("TISSUE_ARTEFACT", "x")
+    result = run("predict", tiles / "b.png")
+    assert is_one_sentence(result)
+    assert "TISSUE_ARTIFACT" in result.stderr
+
+
+def test_wrong_key_is_told_in_one_sentence(tiles, service):
+    assert is_one_sentence(run("predict", tiles, "--url", service, "--api-key", "wrong"))
+
+
+def test_serve_without_an_artefact_says_so_and_ends(tmp_path):
+    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--artifact", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert f"tissue: {tmp_path} holds no manifest.json" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_keys_of_the_service_are_not_needed_without_it(tiles, monkeypatch):
+    monkeypatch.setenv("TISSUE_API_KEYS", KEY)
+    assert run("predict", tiles / "b.png").exit_code == 0

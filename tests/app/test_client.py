@@ -1,0 +1,83 @@
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.client import Unanswered, ask, ask_all, ask_model
+
+
+def call(coroutine_of, answer) -> object:
+    """Runs what is asked of a service that answers by the function given."""
+
+    async def run() -> object:
+        async with httpx.AsyncClient(base_url="http://there", transport=httpx.MockTransport(answer)) as client:
+            return await coroutine_of(client)
+
+    return asyncio.run(run())
+
+
+def test_busy_service_is_asked_again_when_it_says():
+    answers = iter([httpx.Response(503, headers={"Retry-After": "0"}), httpx.Response(200, json={"name": "tiny"})])
+    assert call(ask_model, lambda request: next(answers)) == {"name": "tiny"}
+
+
+def test_service_that_stays_busy_is_given_up():
+    problem = {"detail": "the queue is full", "code": "queue_full"}
+    headers = {"Retry-After": "0", "Content-Type": "application/problem+json"}
+    asked = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(503, headers=headers, json=problem)
+
+    with pytest.raises(Unanswered, match="the queue is full") as caught:
+        call(ask_model, refuse)
+    assert caught.value.problem == problem
+    assert 2 < len(asked) < 20
+
+
+def test_other_servers_are_recognised():
+    with pytest.raises(Unanswered, match="http://there/model answered 404 Not Found: is it a tissue service"):
+        call(ask_model, lambda request: httpx.Response(404, text="<html>"))
+
+
+def test_lost_connection_is_told():
+    def break_off(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("")
+
+    with pytest.raises(Unanswered, match=r"nobody answers at http://there \(ReadTimeout\)"):
+        call(ask_model, break_off)
+
+
+def test_picture_travels_raw_and_options_in_the_query(tmp_path: Path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"bytes")
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, content=request.content)
+
+    query = {"mpp": "0.5", "tta": True, "coverage": None}
+    assert call(lambda client: ask(client, "/predict", picture, query), answer) == b"bytes"
+    assert seen[0].headers["Content-Type"].startswith("image/")
+    assert dict(seen[0].url.params) == {"mpp": "0.5", "tta": "true"}
+
+
+def test_answers_keep_the_order_of_the_pictures_and_progress_counts_failures(tmp_path: Path):
+    pictures = [tmp_path / f"{number}.png" for number in range(20)]
+    for picture in pictures[1:]:
+        picture.write_bytes(picture.name.encode())
+    done: list[None] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)  # others overtake
+        return httpx.Response(200, json={"label": request.content.decode()})
+
+    answers = call(lambda client: ask_all(client, pictures, {}, lambda: done.append(None)), answer)
+    assert isinstance(answers, list)
+    assert [item["file"] for item in answers] == [str(picture) for picture in pictures]
+    assert answers[0]["error"]["code"] == "unreadable_file"
+    assert [item["label"] for item in answers[1:]] == [picture.name for picture in pictures[1:]]
+    assert len(done) == 20

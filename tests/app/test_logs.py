@@ -1,0 +1,47 @@
+import json
+import logging
+import sys
+
+import pytest
+
+from app.logs import JsonLines, TextLines, configure
+
+
+def make_record(**extras):
+    record = logging.makeLogRecord({"msg": "request", "levelname": "INFO", "name": "tissue"})
+    vars(record).update(extras)
+    return record
+
+
+def test_json_lines_hold_the_event_and_its_fields():
+    event = json.loads(JsonLines().format(make_record(status=200, route="/predict")))
+    assert (event["event"], event["level"], event["status"], event["route"]) == ("request", "info", 200, "/predict")
+    assert event["time"].endswith("+00:00") and event["pid"]
+
+
+def test_text_lines_hold_the_same():
+    line = TextLines().format(make_record(status=200, route="/predict"))
+    assert line.endswith("INFO    request status=200 route=/predict")
+
+
+@pytest.mark.parametrize("formatter", [JsonLines(), TextLines()])
+def test_errors_keep_their_traceback_on_one_event(formatter):
+    try:
+        raise KeyError("cause")
+    except KeyError:
+        line = formatter.format(make_record(exc_info=sys.exc_info()))
+    assert "KeyError: 'cause'" in line
+    assert isinstance(formatter, TextLines) or "\n" not in line
+
+
+def test_configured_once_a_line_an_event(capsys):
+    before = logging.getLogger().handlers[:]
+    try:
+        configure("text")
+        configure("json")
+        logging.getLogger("tissue").info("hello", extra={"n": 1})
+    finally:
+        logging.getLogger().handlers[:] = before
+        logging.getLogger().setLevel(logging.WARNING)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and json.loads(lines[0])["n"] == 1

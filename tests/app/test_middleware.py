@@ -1,0 +1,104 @@
+import pytest
+
+from app.middleware import KeyCheck
+from tests.app.conftest import open_client
+
+GUARDED = [("POST", "/predict"), ("POST", "/predict/batch"), ("POST", "/attention"), ("POST", "/features")]
+GUARDED += [("GET", "/model"), ("GET", "/metrics")]
+OPEN = ["/", "/docs", "/redoc", "/openapi.json", "/healthz", "/readyz", "/static/docs.js"]
+
+
+@pytest.fixture(scope="module")
+def locked(tiny_artifact):
+    with open_client(
+        artifact=tiny_artifact, api_keys=("first", "zweiter-schlüssel"), cors_origins=("https://a.example",)
+    ) as c:
+        yield c
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_guarded_routes_need_a_key(locked, method, path):
+    for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer firs"}, {"Authorization": "Basic first"}):
+        response = locked.request(method, path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["code"] == "unauthorized"
+        assert response.headers["www-authenticate"] == "Bearer"
+    for headers in ({"X-API-Key": "first"}, {"Authorization": "Bearer first"}, {"Authorization": "bearer  first"}):
+        assert locked.request(method, path, headers=headers).status_code != 401
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_open_routes_need_none(locked, path):
+    assert locked.get(path).status_code == 200
+
+
+def test_without_keys_all_is_open(client):
+    assert client.get("/model").status_code == 200
+
+
+def test_an_empty_key_opens_nothing():
+    assert not KeyCheck(None, keys=frozenset({"key"}), respond=None)._admits({})  # type: ignore[arg-type]
+
+
+def test_cors_is_off_unless_set(client, locked):
+    headers = {"Origin": "https://a.example"}
+    assert "access-control-allow-origin" not in client.get("/healthz", headers=headers).headers
+    assert locked.get("/healthz", headers=headers).headers["access-control-allow-origin"] == "https://a.example"
+    other = locked.get("/healthz", headers={"Origin": "https://b.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_preflight_needs_no_key(locked):
+    headers = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-api-key",
+    }
+    assert locked.request("OPTIONS", "/predict", headers=headers).status_code == 200
+
+
+def test_a_sane_request_id_is_kept_and_another_replaced(client):
+    assert client.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    made = {
+        client.get("/healthz", headers={"X-Request-ID": bad}).headers["x-request-id"] for bad in ("a b", "x" * 500, "")
+    }
+    assert len(made) == 3 and all(len(request_id) == 32 for request_id in made)
+
+
+def test_every_response_has_its_headers(client):
+    for path in ("/healthz", "/nothing", "/docs", "/static/docs.js"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "total;dur=" in headers["server-timing"] and headers["x-request-id"]
+        assert "default-src 'none'" in headers["content-security-policy"]
+    assert client.get("/healthz").headers["cache-control"] == "no-store"
+    assert client.get("/static/docs.js").headers["cache-control"] == "no-cache"
+
+
+def test_an_error_nobody_foresaw_tells_nothing_but_the_request_id(tiny_artifact, png, monkeypatch, caplog):
+    def fail(*args, **options):
+        raise KeyError("a secret of the inside")
+
+    monkeypatch.setattr("app.service.describe_prediction", fail)
+    with open_client(artifact=tiny_artifact) as client:
+        response = client.post_image("/predict", png, headers={"X-Request-ID": "here"})
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["code"] == "internal_error" and response.json()["request_id"] == "here"
+    assert "secret" not in response.text
+    assert "a secret of the inside" in caplog.text
+
+
+def test_a_body_over_the_limit_is_refused(tiny_artifact):
+    with open_client(artifact=tiny_artifact, max_body_mib=0.01) as client:
+        announced = client.post_image("/predict", b"x" * 20_000)
+        assert announced.status_code == 413 and announced.json()["code"] == "body_too_large"
+
+        async def stream():
+            for _ in range(20):
+                yield b"x" * 1000
+
+        streamed = client.post("/predict", content=stream(), headers={"Content-Type": "image/png"})
+        assert "content-length" not in streamed.request.headers
+        assert streamed.status_code == 413 and streamed.json()["code"] == "body_too_large"
+        assert client.post_image("/predict", b"x" * 10_000).status_code == 415

@@ -1,0 +1,315 @@
+"""Every route through the whole service in this process: bytes in, bytes out."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.metrics import Metrics
+from app.schemas import Attention, Features, HeadsAttention, ModelCard, Prediction
+from tests.app.conftest import encode, open_client
+from training.synthetic import SHIPPED_KINDS, draw_tile
+
+PROBLEM = "application/problem+json"
+
+
+def post_form(client, path, *files, field="file", **options):
+    return client.post(path, files=[(field, file) for file in files], **options)
+
+
+def test_a_prediction_says_all_that_the_contract_promises(client, png):
+    response = client.post_image("/predict", png)
+    assert response.status_code == 200
+    answer = response.json()
+    Prediction.model_validate(answer, strict=False)
+    assert list(answer["probabilities"]) == list(SHIPPED_KINDS)
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert answer["confidence"] == answer["probabilities"][answer["label"]] == max(answer["probabilities"].values())
+    assert answer["prediction_set"] is None and answer["tta"] is None
+    assert answer["input"]["sha256"] == hashlib.sha256(png).hexdigest()
+    assert answer["input"]["format"] == "PNG" and answer["input"]["box"] == [0, 0, 150, 150]
+    assert answer["input"]["mpp"] is None and answer["input"]["mpp_source"] == "unknown"
+    assert answer["quality"]["tissue_share"] > 0.5
+    assert answer["model"]["name"] == "tiny" and len(answer["model"]["digest"]) == 64
+    stages = [span.partition(";")[0] for span in response.headers["server-timing"].split(", ")]
+    assert stages == ["decode", "queue", "infer", "total"]
+
+
+def test_raw_and_form_get_the_same_answer(client, png):
+    assert post_form(client, "/predict", ("x.png", png)).json() == client.post_image("/predict", png).json()
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("PNG", {}), ("JPEG", {}), ("TIFF", {}), ("BMP", {}), ("WEBP", {"lossless": True})]
+)
+def test_all_five_formats_whatever_the_content_type_says(client, form, options):
+    response = client.post_image("/predict", encode(draw_tile(1, 1), form, **options))
+    assert response.json()["input"]["format"] == form
+
+
+def test_a_known_scale_takes_the_centre(client):
+    field = encode(np.tile(draw_tile(1, 1), (2, 2, 1)))
+    known = client.post_image("/predict?mpp=0.495", field).json()
+    assert known["input"]["box"] == [75, 75, 225, 225] and known["input"]["mpp_source"] == "request"
+    assert client.post_image("/predict", field).json()["input"]["box"] == [0, 0, 300, 300]
+
+
+def test_tta_averages_eight_views_and_reports_their_disagreement(client, png):
+    plain, averaged = client.post_image("/predict", png).json(), client.post_image("/predict?tta=true", png).json()
+    assert averaged["tta"]["views"] == 8 and averaged["tta"]["spread"] > 0
+    views = [client.post_image("/predict", encode(view)).json()["probabilities"] for view in all_views(png)]
+    for name, share in averaged["probabilities"].items():
+        assert share == pytest.approx(np.mean([view[name] for view in views]), abs=1e-5)
+    assert averaged["probabilities"] != plain["probabilities"]
+    turned = encode(np.rot90(np.asarray(Image.open(io.BytesIO(png)))))
+    same = client.post_image("/predict?tta=true", turned).json()["probabilities"]
+    assert same == pytest.approx(averaged["probabilities"], abs=1e-5)
+
+
+def all_views(png):
+    tile = np.asarray(Image.open(io.BytesIO(png)))
+    return [np.rot90(side, turns) for side in (tile, tile[:, ::-1]) for turns in range(4)]
+
+
+def test_a_batch_answers_each_image_for_itself(client, png, pictures):
+    files = [("a.png", pictures[0]), ("b.png", b"rubbish"), ("c.jpg", pictures[4]), ("", png), ("e.png", b"")]
+    items = post_form(client, "/predict/batch", *files, field="files").json()
+    assert [item["file"] for item in items][:3] == ["a.png", "b.png", "c.jpg"]
+    for item, (_, data) in zip(items, files, strict=True):
+        if data in (b"rubbish", b""):
+            assert item["error"]["code"] == ("unsupported_format" if data else "no_image")
+            assert item["error"]["status"] == (415 if data else 400)
+        else:
+            alone = client.post_image("/predict", data).json()
+            assert {name: value for name, value in item.items() if name != "file"} == alone
+
+
+def test_a_batch_of_64_and_not_of_65(client, png):
+    files = [("x.png", png)] * 64
+    items = post_form(client, "/predict/batch", *files, field="files").json()
+    assert len(items) == 64 and all(item["label"] for item in items)
+    refused = post_form(client, "/predict/batch", *files, files[0], field="files")
+    assert refused.status_code == 422 and refused.json()["code"] == "too_many_images"
+
+
+def test_a_batch_with_tta_is_larger_than_the_queue(tiny_artifact, png):
+    with open_client(artifact=tiny_artifact, max_queue=70) as client:
+        items = post_form(client, "/predict/batch?tta=true", *[("x.png", png)] * 30, field="files").json()
+    assert all(item["tta"]["views"] == 8 for item in items)
+
+
+@pytest.mark.parametrize("method", ["attention", "rollout", "evidence", "occlusion"])
+def test_a_map_says_what_it_is(client, png, method):
+    answer = client.post_image(f"/attention?method={method}&target=Stroma", png).json()
+    Attention.model_validate(answer)
+    grid = np.array(answer["grid"])
+    assert grid.shape == (10, 10)
+    assert (answer["limits"]["min"], answer["limits"]["max"]) == (grid.min(), grid.max())
+    about_class = method in ("evidence", "occlusion")
+    assert answer["class_specific"] == answer["signed"] == about_class
+    assert answer["target"] == ("Stroma" if about_class else None)
+    assert (answer["layer"], answer["head"]) == ((1, "mean") if method == "attention" else (None, None))
+    assert answer["box"] == [0, 0, 150, 150]
+    assert answer["prediction"]["probabilities"] == pytest.approx(
+        client.post_image("/predict", png).json()["probabilities"], abs=1e-4
+    )
+
+
+def test_the_usual_method_and_target(client, png):
+    answer = client.post_image("/attention", png).json()
+    assert answer["method"] == "evidence"  # what the artefact recommends
+    assert answer["target"] == answer["prediction"]["label"]
+
+
+def test_layers_and_heads_can_be_chosen(client, png):
+    mean = np.array(client.post_image("/attention?method=attention&layer=0", png).json()["grid"])
+    heads = [
+        np.array(client.post_image(f"/attention?method=attention&layer=0&head={head}", png).json()["grid"])
+        for head in range(2)
+    ]
+    assert np.mean(heads, axis=0) == pytest.approx(mean, abs=1e-7)
+    everything = client.post_image("/attention?method=attention&layout=heads", png).json()
+    HeadsAttention.model_validate(everything)
+    assert np.array(everything["grid"])[0] == pytest.approx(np.array(heads), abs=1e-7)
+
+
+def test_tta_turns_the_maps_back(client, png):
+    tile = np.asarray(Image.open(io.BytesIO(png)))
+    straight = client.post_image("/attention?method=rollout&tta=true", png).json()
+    turned = client.post_image("/attention?method=rollout&tta=true", encode(np.rot90(tile))).json()
+    assert np.rot90(straight["grid"]) == pytest.approx(np.array(turned["grid"]), abs=1e-6)
+
+
+def test_occlusion_in_both_sizes(client, png):
+    coarse = np.array(client.post_image("/attention?method=occlusion", png).json()["grid"])
+    fine = np.array(client.post_image("/attention?method=occlusion&masks=100", png).json()["grid"])
+    assert len(np.unique(coarse)) <= 25 < len(np.unique(fine))
+    assert (coarse[::2, ::2] == coarse[1::2, 1::2]).all()
+
+
+def test_the_form_of_a_map(client, png):
+    path = "/attention?method=attention"
+    for headers, suffix in (({"Accept": "image/png"}, ""), ({"Accept": "application/json"}, "&format=png")):
+        response = client.post_image(path + suffix, png, headers=headers)
+        assert response.headers["content-type"] == "image/png" and response.headers["vary"] == "Accept"
+        assert "render;dur=" in response.headers["server-timing"]
+        assert Image.open(io.BytesIO(response.content)).format == "PNG"
+    grid = np.load(io.BytesIO(client.post_image(path + "&format=npy", png).content))
+    assert grid.dtype == np.float32
+    assert grid.tolist() == client.post_image(path, png).json()["grid"]
+    refused = client.post_image(path, png, headers={"Accept": "text/html"})
+    assert refused.status_code == 406 and refused.json()["code"] == "not_acceptable"
+
+
+@pytest.mark.parametrize("method", ["attention", "rollout", "evidence"])
+@pytest.mark.parametrize("options", ["", "&colormap=magma&alpha=1&upsample=bicubic&mpp=0.495"])
+def test_pictures_can_be_drawn_of_all_maps(client, png, method, options):
+    response = client.post_image(f"/attention?format=png&method={method}{options}", png)
+    Image.open(io.BytesIO(response.content)).load()
+
+
+def test_all_heads_in_one_picture(client, png):
+    response = client.post_image("/attention?format=png&method=attention&layout=heads", png)
+    Image.open(io.BytesIO(response.content)).load()
+
+
+def test_features_as_json_and_npy(client, png):
+    answer = client.post_image("/features", png).json()
+    Features.model_validate(answer)
+    row = np.load(io.BytesIO(client.post_image("/features", png, headers={"Accept": "application/x-npy"}).content))
+    assert row.shape == (32,) and row.tolist() == answer["features"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/predict?mpp=7", 422, "mpp_out_of_range"),
+        ("/predict?mpp=nan", 422, "mpp_out_of_range"),
+        ("/predict?mpp=much", 422, "invalid_parameter"),
+        ("/predict?tat=true", 422, "invalid_parameter"),
+        ("/predict?coverage=0.9", 422, "coverage_unavailable"),
+        ("/predict?coverage=2", 422, "invalid_parameter"),
+        ("/predict?mpp=0.1", 422, "field_too_small"),
+        ("/attention?target=tumor", 422, "unknown_target"),
+        ("/attention?method=attention&target=Nerve", 422, "unknown_target"),
+        ("/attention?method=attention&layer=2", 422, "layer_out_of_range"),
+        ("/attention?method=attention&head=2", 422, "layer_out_of_range"),
+        ("/attention?method=attention&head=all", 422, "invalid_parameter"),
+        ("/attention?method=occlusion&masks=50", 422, "invalid_parameter"),
+        ("/attention?method=occlusion&tta=true", 422, "unsuitable_options"),
+        ("/attention?method=rollout&layout=heads", 422, "unsuitable_options"),
+        ("/attention?method=gradcam", 422, "invalid_parameter"),
+        ("/attention?colormap=jet", 422, "invalid_parameter"),
+        ("/attention?alpha=2", 422, "invalid_parameter"),
+        ("/attention?format=gif", 422, "invalid_parameter"),
+        ("/features?format=png", 422, "invalid_parameter"),
+        ("/nothing", 404, "not_found"),
+        ("/predict/", 404, "not_found"),
+    ],
+)
+def test_options_that_cannot_be_followed(client, png, path, status, code):
+    response = client.post_image(path, png)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.headers["content-type"] == PROBLEM
+    assert response.json()["status"] == status and response.json()["detail"]
+
+
+def test_the_wrong_parameter_is_named_and_its_value_not_repeated(client, png):
+    answer = client.post_image("/predict?mpp=Patient-Meyer", png)
+    assert answer.json()["errors"][0]["parameter"] == "mpp"
+    assert "Meyer" not in answer.text
+
+
+def test_images_that_cannot_be_judged(client, png):
+    animated = io.BytesIO()
+    frames = [Image.fromarray(draw_tile(kind, 1)) for kind in range(2)]
+    frames[0].save(animated, "TIFF", save_all=True, append_images=frames[1:])
+    cases = [
+        (b"rubbish", 415, "unsupported_format"),
+        (png[: len(png) // 2], 422, "undecodable_image"),
+        (animated.getvalue(), 422, "animated_image"),
+        (encode(draw_tile(1, 1)[:20]), 422, "image_too_small"),
+        (encode(np.zeros((32, 1000, 3), np.uint8)), 422, "image_too_narrow"),
+        (encode(np.zeros((8000, 8000), bool)), 413, "image_too_large"),
+        (b"", 400, "no_image"),
+    ]
+    for data, status, code in cases:
+        response = client.post_image("/predict", data)
+        assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+def test_a_wrong_method_names_the_right_one(client):
+    response = client.get("/predict")
+    assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "POST" and response.headers["content-type"] == PROBLEM
+
+
+def test_the_model_card(client):
+    card = client.get("/model").json()
+    ModelCard.model_validate(card)
+    assert [entry["name"] for entry in card["classes"]] == list(SHIPPED_KINDS)
+    assert (card["device"], card["precision"], card["tile_px"]) == ("cpu", "fp32", 150)
+    assert card["maps"]["default"] == "evidence"
+
+
+def test_alive_and_ready(client):
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json()["device"] == "cpu"
+
+
+def test_not_ready_while_the_model_fails(tiny_artifact, png):
+    with open_client(artifact=tiny_artifact) as client:
+        batcher = client.app.state.service.batcher
+        batcher._run = None  # every call fails from here on, as on a lost GPU
+        assert client.post_image("/predict", png).status_code == 500
+        response = client.get("/readyz")
+        assert response.status_code == 503 and response.json()["code"] == "not_ready"
+
+
+def test_no_new_work_and_not_ready_while_stopping(tiny_artifact, png):
+    with open_client(artifact=tiny_artifact) as client:
+        client.app.state.service.batcher.refuse()
+        for response in (client.post_image("/predict", png), client.get("/readyz")):
+            assert (response.status_code, response.json()["code"]) == (503, "shutting_down")
+            assert int(response.headers["retry-after"]) >= 1 and response.headers["connection"] == "close"
+        assert client.get("/healthz").status_code == 200
+
+
+def test_metrics_count_what_happened(tiny_artifact, png):
+    with open_client(artifact=tiny_artifact) as client:
+        label = client.post_image("/predict?tta=true", png).json()["label"]
+        client.post_image("/predict", b"rubbish")
+        client.get("/no/such/path")
+        text = client.get("/metrics").text
+    for line in (
+        'tissue_requests_total{method="POST",route="/predict",status="200"} 1.0',
+        'tissue_requests_total{method="POST",route="/predict",status="415"} 1.0',
+        'tissue_requests_total{method="GET",route="none",status="404"} 1.0',
+        'tissue_problems_total{code="unsupported_format"} 1.0',
+        'tissue_stage_seconds_count{stage="decode"} 2.0',
+        'tissue_stage_seconds_count{stage="infer"} 1.0',
+        'tissue_model_call_tiles_sum{graph="predict"} 8.0',
+        'tissue_model_call_tiles_count{graph="predict"} 8.0',
+        "tissue_requests_in_progress 1.0",
+        "tissue_queue_tiles 0.0",
+    ):
+        assert line in text.splitlines(), line
+    assert f'label="{label}"' in text and 'device="cpu"' in text
+
+
+def test_two_services_in_one_process_count_apart():
+    first, second = Metrics(), Metrics()
+    first.problems.labels("x").inc()
+    assert b'code="x"' in first.expose() and b'code="x"' not in second.expose()
+
+
+def test_logs_hold_no_names_and_no_pictures(client, png, caplog):
+    caplog.set_level("DEBUG")
+    post_form(client, "/predict?mpp=0.495", ("Meyer_1950-01-01.png", png))
+    post_form(client, "/predict/batch", ("Meyer.png", png), ("Meyer.png", b"Meyer"), field="files")
+    client.get("/Meyer")
+    ours = [record for record in caplog.records if record.name != "httpx"]  # the client's own
+    assert len([record for record in ours if record.name == "tissue.access"]) == 3
+    assert not any("Meyer" in str(vars(record)) for record in ours)

@@ -1,0 +1,83 @@
+"""Several processes on one port."""
+
+import os
+import signal
+import time
+
+import httpx
+import pytest
+
+from tests.app.conftest import PATIENCE_S, Process, start
+
+
+@pytest.fixture(scope="module")
+def family(tiny_artifact):
+    with start(ready=2, artifact=tiny_artifact, workers=2) as process:
+        yield process
+
+
+def post(process: Process, image: bytes) -> int:
+    headers = {"Content-Type": "image/png"}
+    return httpx.post(f"{process.url}/predict", content=image, headers=headers, timeout=PATIENCE_S).status_code
+
+
+def list_workers(process: Process) -> list[int]:
+    return [event["pid"] for event in process.find("ready")]
+
+
+def test_metrics_add_up_over_all_workers(family, png):
+    before = family.read_metric('tissue_requests_total{method="POST",route="/predict",status="200"}')
+    for _ in range(20):
+        assert post(family, png) == 200
+    after = family.read_metric('tissue_requests_total{method="POST",route="/predict",status="200"}')
+    assert after - before == 20
+
+
+def test_the_parent_only_watches(family):
+    assert len(set(list_workers(family))) == 2
+    assert family.process.pid not in list_workers(family)
+
+
+def test_a_worker_that_is_killed_is_replaced_while_the_other_goes_on(family, png):
+    victim = list_workers(family)[0]
+    os.kill(victim, signal.SIGKILL)
+    family.wait_for("a worker died and is replaced")
+    assert post(family, png) == 200  # by the other
+    family.wait_for("ready", count=3)
+    assert all(post(family, png) == 200 for _ in range(10))
+    assert family.read_metric("tissue_requests_in_progress") == 1  # nothing is left of the dead one
+
+
+def test_sigterm_ends_all_with_status_0(tiny_artifact, png):
+    with start(ready=2, artifact=tiny_artifact, workers=2) as process:
+        workers = list_workers(process)
+        process.send(signal.SIGTERM)
+        assert process.wait() == 0
+        assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+
+
+def test_a_second_signal_kills_all(tiny_artifact):
+    with start(ready=2, artifact=tiny_artifact, workers=2, drain_ms=60_000) as process:
+        process.send(signal.SIGTERM)
+        process.wait_for("stopping", count=2)
+        process.send(signal.SIGTERM)
+        assert process.wait() == 1
+
+
+def test_workers_leave_when_their_parent_is_killed(tiny_artifact):
+    with start(ready=2, artifact=tiny_artifact, workers=2) as process:
+        workers = list_workers(process)
+        process.send(signal.SIGKILL)
+        process.process.wait(PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_workers_that_cannot_start_end_the_parent(tiny_artifact, tmp_path):
+    process = Process(artifact=tmp_path, workers=2)
+    assert process.wait() == 3
+    assert "manifest.json" in process.find("can't start")[0]["cause"]
+    assert process.process.stderr is not None
+    process.process.stderr.close()

@@ -1,0 +1,64 @@
+"""The artefact of the tests: a tiny ViT as its random numbers made it, exported as a real one is."""
+
+import warnings
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.synthetic import SHIPPED_KINDS, draw_tile
+
+ROOT = Path(__file__).parents[1]
+MADE_FROM = ("tests/conftest.py", "model/*.py", "training/export.py", "training/synthetic.py", "training/config.py")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(pytestconfig) -> Path:
+    """fp32 and int8 graphs with two layers of two heads; its answers mean nothing, but differ from tile to tile.
+
+    The export takes many seconds, so pytest's cache keeps it until something changes that it is made from.
+    """
+    folder = Path(pytestconfig.cache.mkdir(f"artifact-{fingerprint()}")) / "tiny"
+    if not folder.exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch and its exporter, about themselves
+            export_tiny(folder)
+    return folder
+
+
+def fingerprint() -> str:
+    files = sorted(file for pattern in MADE_FROM for file in ROOT.glob(pattern))
+    versions = [version(package) for package in ("torch", "onnx", "onnxscript", "numpy", "pillow")]
+    return sha256(repr([versions, *(file.read_bytes() for file in files)]).encode()).hexdigest()[:16]
+
+
+def export_tiny(folder: Path) -> None:
+    import torch
+
+    from model.artifact import Calibration, Gate, TissueClass
+    from model.vit import ViT, ViTConfig
+    from training.config import Card
+    from training.export import export
+    from training.findings import Findings
+
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(width=32, layers=2, heads=2), classes=len(SHIPPED_KINDS))
+    with torch.no_grad():
+        vit.head.weight.normal_()  # it starts at zero, where every tile has the same answer
+    card = Card(
+        version="0.0.1",
+        summary="Random weights, for tests",
+        classes=[
+            TissueClass(name=name, description=name, color=f"#{n:02x}4080") for n, name in enumerate(SHIPPED_KINDS)
+        ],
+    )
+    findings = Findings(
+        calibration=Calibration(temperature=1.5, n=0, protocol="none"),
+        conformal=None,
+        gate=Gate(min_tissue_share=0.2, min_sharpness=20, min_confidence=0.1, protocol="none"),
+        metrics=[],
+    )
+    tiles = np.stack([draw_tile(kind, seed) for kind in SHIPPED_KINDS for seed in range(2)])
+    export(vit, "tiny", card, findings, 0.495, tiles, folder)

@@ -1,0 +1,395 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data import (
+    BadTable,
+    EmptyClass,
+    NoClasses,
+    Record,
+    TooFewImages,
+    UnusableImage,
+    class_name,
+    course_split,
+    find_lookalikes,
+    group_pairs,
+    load_tiles,
+    number_labels,
+    random_folds,
+    read_pairs,
+    scan,
+    slide_folds,
+    slide_in,
+)
+from training.synthetic import draw_tile, write_tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Four tiles each of Tumor and Stroma, on slides 01 to 04."""
+    write_tree(tmp_path / "tree", 4, kinds=("Tumor", "Stroma"))
+    return tmp_path / "tree"
+
+
+def save(array: np.ndarray, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def named(n: int, label: str = "Tumor", slides: int = 10) -> list[Record]:
+    return [Record(Path(f"{label}/{i}.png"), label, f"{i % slides + 1:02d}", f"{label}{i}", None) for i in range(n)]
+
+
+# -- scan ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_becomes_records(tree: Path):
+    found = scan(tree)
+    assert found.classes == ["Tumor", "Stroma"]  # the folders' order, not the alphabet's
+    assert [record.label for record in found.records] == ["Tumor"] * 4 + ["Stroma"] * 4
+    assert {record.slide for record in found.records} == {"01", "02", "03", "04"}
+    assert len({record.sha256 for record in found.records}) == 8
+    assert found.unreadable == [] and found.duplicates == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("01_TUMOR", "Tumor"),
+        ("07_ADIPOSE", "Adipose"),
+        ("2_Low grade", "Low grade"),
+        ("MSI-H", "MSI-H"),
+        ("a_b", "a_b"),
+    ],
+)
+def test_class_names(folder: str, name: str):
+    assert class_name(folder) == name
+
+
+def test_slide_names():
+    assert slide_in("17E8F_CRC-Prim-HE-02_007.tif_Row_151_Col_301.tif") == "02"
+    assert slide_in("10BE_CRC-Prim-HE-03.tif_Row_751_Col_901.tif") == "03"
+    assert slide_in("image_1_label_0.png") is None
+
+
+def test_unreadable_files_are_listed_and_skipped(tree: Path):
+    whole = next((tree / "01_TUMOR").glob("*.png")).read_bytes()
+    (tree / "01_TUMOR" / "a_cut.png").write_bytes(whole[: len(whole) // 2])
+    (tree / "01_TUMOR" / "b_text.tif").write_text("not an image")
+    (tree / "02_STROMA" / "c_empty.jpg").write_bytes(b"")
+    Image.new("P", (64, 64)).save(tree / "02_STROMA" / "d.gif")
+    (tree / "02_STROMA" / "e_dangling.png").symlink_to("nowhere")
+
+    found = scan(tree)
+    assert [path.name for path, _ in found.unreadable] == [
+        "a_cut.png",
+        "b_text.tif",
+        "c_empty.jpg",
+        "d.gif",
+        "e_dangling.png",
+    ]
+    reasons = [reason for _, reason in found.unreadable]
+    assert all(reasons) and "GIF" in reasons[3] and "No such file" in reasons[4]
+    assert len(found.records) == 8
+
+
+def test_what_is_no_image_is_passed_over(tree: Path):
+    for name in ("notes.txt", "labels.csv", "Thumbs.db", ".DS_Store", "._a.png", "README"):
+        (tree / "01_TUMOR" / name).write_text("x")
+    (tree / "__MACOSX").mkdir()
+    (tree / ".cache").mkdir()
+    save(draw_tile("Empty", 0), tree / "01_TUMOR" / ".hidden" / "a.png")
+    found = scan(tree)
+    assert len(found.records) == 8 and found.unreadable == [] and found.classes == ["Tumor", "Stroma"]
+
+
+def test_folders_in_class_folders_are_read(tree: Path):
+    save(draw_tile("Tumor", 99), tree / "01_TUMOR" / "patient 3" / "DEEP.PNG")
+    assert sum(record.label == "Tumor" for record in scan(tree).records) == 5
+
+
+def test_the_same_bytes_count_once(tree: Path):
+    first = sorted((tree / "01_TUMOR").glob("*.png"))[0]
+    copy = tree / "02_STROMA" / "z_copy.png"
+    copy.write_bytes(first.read_bytes())
+    found = scan(tree)
+    assert found.duplicates == [(first, copy)]
+    assert len(found.records) == 8
+
+
+def test_an_empty_class_folder_is_named(tree: Path):
+    (tree / "03_DEBRIS").mkdir()
+    (tree / "03_DEBRIS" / "notes.txt").touch()
+    with pytest.raises(EmptyClass, match="03_DEBRIS holds no images"):
+        scan(tree)
+    assert len(scan(tree, classes=["Tumor", "Stroma"]).records) == 8  # not asked for
+
+
+def test_a_class_of_unreadable_images_is_named(tree: Path):
+    (tree / "03_DEBRIS").mkdir()
+    (tree / "03_DEBRIS" / "a.png").write_text("not an image")
+    with pytest.raises(EmptyClass, match=r"no image of class Debris could be used: .*a\.png: "):
+        scan(tree)
+
+
+def test_a_class_of_copies_is_named(tree: Path):
+    (tree / "03_DEBRIS").mkdir()
+    (tree / "03_DEBRIS" / "a.png").write_bytes(next((tree / "01_TUMOR").glob("*.png")).read_bytes())
+    with pytest.raises(EmptyClass, match="class Debris could be used: 1 are copies of images of another class"):
+        scan(tree)
+
+
+def test_a_folder_without_classes_is_refused(tree: Path, tmp_path: Path):
+    with pytest.raises(NoClasses, match="there is no folder"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(NoClasses, match=r"one class, tree; .* Did you mean .*tree\?"):
+        scan(tmp_path)
+    with pytest.raises(NoClasses, match="no folders with images"):
+        scan(tree / "01_TUMOR")
+
+
+def test_classes_can_be_chosen_and_ordered(tree: Path):
+    assert scan(tree, classes=["Stroma", "Tumor"]).classes == ["Stroma", "Tumor"]
+    assert {record.label for record in scan(tree, classes=["Stroma"]).records} == {"Stroma"}
+    with pytest.raises(NoClasses, match="has no class Stromma; it has Tumor, Stroma"):
+        scan(tree, classes=["Stromma", "Tumor"])
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_goes_before_the_names(tree: Path, tmp_path: Path):
+    names = [record.path.relative_to(tree).as_posix() for record in scan(tree).records]
+    table = tmp_path / "manifest.csv"
+    windows = names[1].replace("/", "\\")
+    table.write_text(
+        f"file,label,slide,quality\n{names[0]},Debris,A,good\n{windows},,B,\n{names[2]}\n", encoding="utf-8-sig"
+    )
+    records = scan(tree, table).records
+    assert [(record.label, record.slide, record.quality) for record in records[:4]] == [
+        ("Debris", "A", "good"),
+        ("Tumor", "B", None),
+        ("Tumor", "03", None),
+        ("Tumor", "04", None),  # not in the table
+    ]
+
+
+def test_a_flat_folder_with_a_table(tmp_path: Path):
+    save(draw_tile("Tumor", 0), tmp_path / "a.png")
+    save(draw_tile("Lympho", 0), tmp_path / "b.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\na.png,Tumor\nb.png,Lympho\ngone.png,Lympho\n")
+    found = scan(tmp_path, table)
+    assert [(record.path.name, record.label) for record in found.records] == [("a.png", "Tumor"), ("b.png", "Lympho")]
+    assert found.unreadable[0][0].name == "gone.png"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name,label\na.png,Tumor\n", "has no column file; it has name, label"),
+        (b"", "has no column file; it has no rows"),
+        (b"file\n\xff\n", "cannot be read"),
+    ],
+)
+def test_a_bad_table_is_refused(tree: Path, tmp_path: Path, content: bytes, message: str):
+    table = tmp_path / "bad.csv"
+    table.write_bytes(content)
+    with pytest.raises(BadTable, match=message):
+        scan(tree, table)
+
+
+def test_a_missing_table_is_refused(tree: Path, tmp_path: Path):
+    with pytest.raises(BadTable, match="cannot be read"):
+        scan(tree, tmp_path / "nowhere.csv")
+
+
+# -- tiles ---------------------------------------------------------------------------------------------------------
+
+
+def test_tiles_are_the_pixels_that_serving_sees(tree: Path):
+    tiles = load_tiles(scan(tree).records, 150, 0.495)
+    assert tiles.shape == (8, 150, 150, 3) and tiles.dtype == np.uint8
+    assert np.array_equal(tiles[0], draw_tile("Tumor", 0))
+    assert load_tiles(scan(tree).records, 60, 0.495).shape == (8, 60, 60, 3)
+
+
+def test_the_scale_is_given_for_all(tree: Path):
+    records = scan(tree).records[:1]
+    nearer = load_tiles(records, 75, 0.495, mpp=0.495)  # the centre at full size
+    assert np.array_equal(nearer[0], draw_tile("Tumor", 0)[37:112, 37:112]) or np.array_equal(
+        nearer[0], draw_tile("Tumor", 0)[38:113, 38:113]
+    )
+    with pytest.raises(UnusableImage, match=f"{records[0].path.name}: "):
+        load_tiles(records, 150, 0.495, mpp=0.2)  # the image shows less than a tile
+
+
+def test_rare_kinds_of_image_load(tmp_path: Path):
+    colour = draw_tile("Tumor", 0)
+    save(colour[..., 0], tmp_path / "a" / "grey.png")
+    Image.fromarray(colour).convert("CMYK").save(tmp_path / "a" / "cmyk.jpg")
+    save(colour[..., 0].astype(np.uint16) * 257, tmp_path / "b" / "deep.png")
+    found = scan(tmp_path)
+    assert [record.path.name for record in found.records] == ["cmyk.jpg", "grey.png", "deep.png"]
+    tiles = load_tiles(found.records, 150, 0.495).astype(int)
+    assert np.array_equal(tiles[1], np.repeat(colour[..., :1], 3, axis=2))
+    assert np.abs(tiles[2] - tiles[1]).max() <= 1
+
+
+def test_an_image_that_went_missing_is_named(tree: Path):
+    records = scan(tree).records
+    records[3].path.unlink()
+    with pytest.raises(UnusableImage, match=records[3].path.name):
+        load_tiles(records, 150, 0.495)
+
+
+def test_stdout_stays_data(tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("training.data.LONG_READ", 1)
+    load_tiles(scan(tree).records, 150, 0.495)
+    out, err = capsys.readouterr()
+    assert out == "" and "loading" in err
+
+
+def test_labels_are_numbered_in_the_classes_order():
+    records = named(1, "Stroma") + named(2, "Tumor")
+    assert number_labels(records, ["Tumor", "Stroma"]).tolist() == [1, 0, 0]
+
+
+# -- what must stay together ---------------------------------------------------------------------------------------
+
+
+def test_lookalikes_are_found_through_all_that_is_done_to_images(tmp_path: Path):
+    kinds = ("Tumor", "Stroma", "Complex", "Lympho", "Debris", "Mucosa", "Adipose", "Empty")
+    tiles = [draw_tile(kind, seed) for kind in kinds for seed in range(5)]
+    n = len(tiles)
+    mirrored = np.rot90(tiles[3])[:, ::-1]
+    stretched = np.clip((tiles[8].astype(float) - 60) * 1.5, 0, 255).astype(np.uint8)
+    enlarged = Image.fromarray(stretched).resize((224, 224), Image.Resampling.BICUBIC)
+    resized = np.asarray(enlarged.resize((150, 150), Image.Resampling.BICUBIC))
+    Image.fromarray(tiles[12]).save(tmp_path / "a.jpg", quality=40)
+    with Image.open(tmp_path / "a.jpg") as image:
+        compressed = np.asarray(image)
+    flat = np.full_like(tiles[0], 200)
+    batch = np.stack([*tiles, mirrored, resized, compressed, flat, flat])
+    assert find_lookalikes(batch) == [(3, n), (8, n + 1), (12, n + 2)]
+
+
+def test_lookalikes_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("training.data.BLOCK", 4)
+    tiles = np.stack([draw_tile("Tumor", seed, 40) for seed in range(9)])
+    tiles[8] = np.rot90(tiles[0])  # a quarter turn, whose inverse is another one
+    tiles[7] = tiles[6]
+    assert find_lookalikes(tiles) == [(0, 8), (6, 7)]
+
+
+def test_groups_follow_chains():
+    assert group_pairs(6, [(0, 1), (3, 4), (1, 3)]).tolist() == [0, 0, 2, 0, 0, 5]
+
+
+def test_near_duplicates_from_a_table(tree: Path):
+    records = scan(tree).records
+    names = [record.path.relative_to(tree.parent).as_posix() for record in records]
+    assert names[0].startswith("tree/01_TUMOR/")
+    table = tree / "near_duplicates.csv"
+    table.write_text(f"a,b\n{names[1]},{names[0]}\n{names[0]},{names[1]}\n{names[5]},tree/gone.png\n")
+    assert read_pairs(table, scan(tree)) == [(0, 1)]
+
+    inner = [name.removeprefix("tree/") for name in names]
+    table.write_text(f"a,b\n{inner[2]},{inner[4]}\n")
+    assert read_pairs(table, scan(tree)) == [(2, 4)]
+
+
+def test_the_twin_of_a_dropped_duplicate_is_kept_together_with_the_one_kept(tree: Path):
+    copy = tree / "02_STROMA" / "z.png"
+    copy.write_bytes(sorted((tree / "01_TUMOR").glob("*.png"))[0].read_bytes())
+    other = scan(tree).records[5].path.relative_to(tree)
+    table = tree / "near_duplicates.csv"
+    table.write_text(f"a,b\n02_STROMA/z.png,{other.as_posix()}\n")
+    assert read_pairs(table, scan(tree)) == [(0, 5)]
+
+
+def test_a_table_of_other_files_is_refused(tree: Path):
+    table = tree / "near_duplicates.csv"
+    table.write_text("a,b\nelsewhere/1.png,elsewhere/2.png\n")
+    with pytest.raises(BadTable, match=r"names no file that is there; the first is elsewhere/1\.png"):
+        read_pairs(table, scan(tree))
+
+
+# -- splits --------------------------------------------------------------------------------------------------------
+
+
+def test_the_course_split():
+    records = named(700, "Tumor") + named(630, "Stroma")
+    split = course_split(records, seed=3)
+    labels = np.array([record.label for record in records])
+    for part, size in zip(split, (425, 100, 100), strict=True):
+        assert np.unique(labels[part], return_counts=True)[1].tolist() == [size, size]
+    together = np.concatenate(split)
+    assert len(np.unique(together)) == len(together) == 1250
+    assert all(np.array_equal(a, b) for a, b in zip(split, course_split(records, seed=3), strict=True))
+    assert not np.array_equal(split.test, course_split(records, seed=4).test)
+
+
+def test_the_course_split_refuses_small_classes():
+    with pytest.raises(TooFewImages, match=r"425 \+ 100 \+ 100 .* needs 625 images of each class, but Stroma has 12$"):
+        course_split(named(625, "Tumor") + named(12, "Stroma"), seed=0)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_random_folds_are_a_stratified_partition(grouped: bool):
+    labels = np.repeat([0, 1, 2], [50, 25, 10])
+    together = group_pairs(85, [(0, 1), (1, 2), (60, 80)]) if grouped else None
+    folds = random_folds(labels, 5, 0, together)
+    assert sorted(np.concatenate([fold.held_out for fold in folds]).tolist()) == list(range(85))
+    for fold in folds:
+        assert not set(fold.train) & set(fold.held_out) and len(fold.train) + len(fold.held_out) == 85
+        counts = np.bincount(labels[fold.held_out])
+        assert np.abs(counts - [10, 5, 2]).max() <= 1
+        if grouped:
+            assert len({0, 1, 2} & set(fold.held_out)) in (0, 3)
+            assert len({60, 80} & set(fold.held_out)) in (0, 2)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_random_folds_follow_the_seed(grouped: bool):
+    labels = np.repeat([0, 1], 20)
+    together = np.arange(40) if grouped else None
+    first = random_folds(labels, 4, 0, together)[0].held_out
+    assert np.array_equal(first, random_folds(labels, 4, 0, together)[0].held_out)
+    assert not np.array_equal(first, random_folds(labels, 4, 1, together)[0].held_out)
+
+
+def test_random_folds_refuse_small_classes():
+    with pytest.raises(TooFewImages, match="needs 5 images of each class, but 1 has 4"):
+        random_folds(np.repeat([0, 1], [9, 4]), 5, 0)
+
+
+def test_one_slide_is_left_out_at_a_time():
+    records = [*named(6, "Tumor", 3), Record(Path("x.png"), "Tumor", None, "x", None), *named(3, "Stroma", 3)]
+    folds = slide_folds(records)
+    assert [fold.name for fold in folds] == ["slide 01 held out", "slide 02 held out", "slide 03 held out"]
+    for fold in folds:
+        assert len({records[i].slide for i in fold.held_out}) == 1
+        assert not {records[i].slide for i in fold.train} & {records[i].slide for i in fold.held_out}
+        assert 6 not in fold.train and 6 not in fold.held_out  # it may be of the very slide held out
+    assert sorted(np.concatenate([fold.held_out for fold in folds]).tolist()) == [0, 1, 2, 3, 4, 5, 7, 8, 9]
+
+
+def test_slides_in_groups():
+    records = named(60, "Tumor", 10) + named(30, "Stroma", 10)
+    folds = slide_folds(records, k=5)
+    assert len(folds) == 5
+    for fold in folds:
+        held_out = {records[i].slide for i in fold.held_out}
+        assert len(held_out) == 2 and not held_out & {records[i].slide for i in fold.train}
+
+
+def test_too_few_slides_are_refused():
+    nameless = [Record(Path(f"{i}.png"), "Tumor", None, str(i), None) for i in range(5)]
+    with pytest.raises(TooFewImages, match="0 of 5 images name 0 slides; expected at least 2"):
+        slide_folds(nameless)
+    with pytest.raises(TooFewImages, match="5 of 5 images name 3 slides; expected at least 4"):
+        slide_folds(named(5, slides=3), k=4)

@@ -1,0 +1,89 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from model.artifact import read_manifest
+from model.vit import ViT, ViTConfig
+from training import export as exporting
+from training.config import Card
+from training.export import ParityFailed, check_parity, export, write_graphs
+from training.findings import unmeasured
+from training.fit import read_tiles
+from training.run import complete
+
+
+@pytest.fixture(scope="module")
+def tiles(small_fit):
+    return read_tiles(small_fit)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(width=32, layers=2, heads=2, pool="both"), 3).eval()
+    torch.nn.init.normal_(vit.head.weight)
+    return vit
+
+
+@pytest.fixture(scope="module")
+def graphs(vit, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    write_graphs(vit, 1.0, folder)
+    return folder
+
+
+def test_both_graphs_share_one_weights_file_and_name_no_path(graphs):
+    assert sorted(p.name for p in graphs.iterdir()) == ["explain.onnx", "predict.onnx", "weights.bin"]
+    parameters = 4 * sum(p.numel() for p in ViT(ViTConfig(width=32, layers=2, heads=2, pool="both"), 3).parameters())
+    assert (graphs / "weights.bin").stat().st_size < 1.1 * parameters
+    for name in ("predict.onnx", "explain.onnx"):
+        assert b".py" not in (graphs / name).read_bytes()
+
+
+def test_graphs_are_plain_softmax_attention_of_opset_20(graphs):
+    proto = onnx.load(graphs / "explain.onnx")
+    kinds = {node.op_type for node in proto.graph.node}
+    assert "Softmax" in kinds and "Attention" not in kinds
+    assert [o.version for o in proto.opset_import if o.domain == ""] == [20]
+    assert [i.name for i in proto.graph.input] == ["tiles", "keep"]
+
+
+def test_the_same_network_gives_the_same_bytes(vit, graphs, tmp_path):
+    write_graphs(vit, 1.0, tmp_path)
+    for path in graphs.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_torch_and_both_graphs_agree_on_every_tile(vit, graphs, tiles):
+    check_parity(vit, 1.0, tiles.tiles, graphs)
+
+
+def test_graphs_of_another_network_do_not_pass(vit, graphs, tiles):
+    other = ViT(vit.config, 3).eval()
+    other.load_state_dict(vit.state_dict())
+    with torch.no_grad():
+        other.head.bias[0] += 0.01
+    with pytest.raises(ParityFailed, match=r"differs from torch in logits by 1\.0e-02 \(allowed 1e-04\)"):
+        check_parity(other, 1.0, tiles.tiles, graphs)
+
+
+def test_nothing_is_written_and_nothing_replaced_when_parity_fails(vit, tiles, tmp_path, monkeypatch):
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "precious").write_text("kept")
+    monkeypatch.setattr(exporting, "LOGIT_TOLERANCE", -1.0)
+    card = complete(Card(), tiles.classes)
+    with pytest.raises(ParityFailed, match="nothing was written"):
+        export(vit, "x", card, unmeasured(tiles), 0.495, tiles.tiles, tmp_path / "artifact")
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["precious"]
+
+
+def test_an_artefact_that_was_there_is_replaced_whole(vit, tiles, tmp_path):
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "stale.onnx").write_text("old")
+    card = complete(Card(int8=False), tiles.classes)
+    manifest = export(vit, "x", card, unmeasured(tiles), 0.495, tiles.tiles, tmp_path / "artifact")
+    assert not (tmp_path / "artifact" / "stale.onnx").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+    assert read_manifest(tmp_path / "artifact") == manifest
+    assert np.isclose(sum(manifest.golden.probabilities), 1)

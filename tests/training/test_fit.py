@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+
+from model.vit import ViT
+from training import checkpoint
+from training.data import TooFewImages
+from training.fit import cross_validate, fit_tiles, make_folds, predict, read_tiles, split, together
+
+HIDDEN = "blocks.0.mlp.fc1.weight"
+
+
+@pytest.fixture(scope="module")
+def tiles(small_fit):
+    return read_tiles(small_fit)
+
+
+def test_tiles_come_in_the_order_of_the_configs_classes(small_fit, tiles):
+    assert tiles.classes == ["Tumor", "Stroma", "Lympho"]
+    assert tiles.tiles.shape == (30, 150, 150, 3)
+    assert [tiles.classes[t] for t in tiles.targets] == [record.label for record in tiles.records]
+
+
+def test_tiles_are_drawn_where_the_config_says_so_and_only_once(small_fit, tmp_path):
+    data = small_fit.data.model_copy(update={"folder": tmp_path / "drawn", "generate": 2})
+    config = small_fit.model_copy(update={"data": data})
+    assert len(read_tiles(config).tiles) == 6
+    (next((tmp_path / "drawn").rglob("*TUMOR/*.png"))).unlink()
+    assert len(read_tiles(config).tiles) == 5
+
+
+def test_a_fifth_is_held_out_of_every_class(small_fit, tiles):
+    train, held_out = split(tiles, small_fit)
+    assert held_out is not None
+    assert np.bincount(train.targets).tolist() == [8, 8, 8] and np.bincount(held_out.targets).tolist() == [2, 2, 2]
+    assert not {r.sha256 for r in train.records} & {r.sha256 for r in held_out.records}
+
+
+def test_everything_is_learnt_from_where_nothing_is_held_out(small_fit, tiles):
+    train, held_out = split(tiles, small_fit.model_copy(update={"split": "all"}))
+    assert len(train.targets) == 30 and held_out is None
+
+
+def test_the_course_split_wants_the_full_set(small_fit, tiles):
+    with pytest.raises(TooFewImages, match=r"425 \+ 100 \+ 100"):
+        split(tiles, small_fit.model_copy(update={"split": "course"}))
+
+
+def test_a_flipped_copy_stays_in_the_fold_of_its_original(small_fit, tiles):
+    twice = tiles.subset(np.array([*range(30), 0]))
+    twice.tiles[30] = twice.tiles[0][::-1]
+    groups = together(twice)
+    assert groups[30] == groups[0] and len(set(groups)) == 30
+    for fold in make_folds(twice, small_fit, "random", 0):
+        assert (0 in fold.held_out) == (30 in fold.held_out)
+
+
+def test_folds_by_slide_never_split_a_slide(small_fit, tiles):
+    for fold in make_folds(tiles, small_fit, "slide", 0):
+        out = {tiles.records[i].slide for i in fold.held_out}
+        assert len(out) == 1 and not out & {tiles.records[i].slide for i in fold.train}
+
+
+def test_training_starts_from_an_earlier_run_with_another_head(small_fit, tiles, tmp_path, caplog):
+    torch.manual_seed(5)
+    earlier = ViT(small_fit.model, classes=7)
+    checkpoint.save({"weights": {f"vit.{k}": v for k, v in earlier.state_dict().items()}}, tmp_path / "earlier.pt")
+    still = small_fit.optimisation.model_copy(update={"learning_rate": 1e-12, "steps": 1})
+    config = small_fit.model_copy(update={"init": tmp_path / "earlier.pt", "optimisation": still})
+    with caplog.at_level("INFO"):
+        vit = fit_tiles(config, tiles, tmp_path / "run", None)
+    torch.testing.assert_close(vit.get_parameter(HIDDEN), earlier.get_parameter(HIDDEN))
+    assert "new: ['head.bias', 'head.weight']" in caplog.text
+
+
+def test_every_tile_is_answered_out_of_its_fold_and_finished_folds_are_kept(small_fit, tiles, tmp_path):
+    told: list[str] = []
+    first = cross_validate(small_fit, tiles, tmp_path, "random", told.append)
+    assert first.logits.shape == (2, 30, 3) and np.isfinite(first.logits).all()
+    assert len(told) == 10 and told[0].startswith("random-0-0")
+    (tmp_path / "random-1-4" / "logits.npy").unlink()  # as if it had been killed in the last fold
+    again = cross_validate(small_fit, tiles, tmp_path, "random", told.append)
+    np.testing.assert_array_equal(first.logits, again.logits)
+
+
+def test_answers_do_not_depend_on_the_batch(small_fit, tiles):
+    torch.manual_seed(0)
+    vit = ViT(small_fit.model, classes=3)
+    torch.nn.init.normal_(vit.head.weight)
+    np.testing.assert_allclose(predict(vit, tiles.tiles, batch=7), predict(vit, tiles.tiles, batch=30), atol=1e-5)

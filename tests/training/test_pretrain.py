@@ -1,0 +1,179 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.vit import ViTConfig
+from training.config import BadConfig, Optimisation, Pretrain, Rule, Source
+from training.pretrain import NO_LABEL, Cutter, Field, Pretrained, obeys, pretrain, read_source, symmetry
+
+GRID, TILE_PX = 4, 60
+MODEL = ViTConfig(tile_px=TILE_PX, width=24, layers=2, heads=3, pool="both")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """Ten small images of each kind of annotation, with what is marked where it can be seen."""
+    root: Path = tmp_path_factory.mktemp("sources")
+    rng = np.random.default_rng(0)
+    points, glands = [], []
+    for n in range(10):
+        for folder in ("coarse/dark", "coarse/light", "nuclei/images", "glands/images", "glands/masks"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for label, grey in (("dark", 60), ("light", 200)):
+            noise = rng.integers(-20, 20, (80, 80, 3)) + grey
+            Image.fromarray(noise.astype(np.uint8)).save(root / "coarse" / label / f"{n}.png")
+        field = np.full((100, 120, 3), 220, np.uint8)
+        for x, y in rng.integers(5, 95, (6, 2)):
+            field[y - 2 : y + 3, x - 2 : x + 3] = (80, 40, 120)
+            points.append({"image": f"{n}.png", "x": x, "y": y, "kind": "round" if x < 50 else "long"})
+        Image.fromarray(field).save(root / "nuclei/images" / f"{n}.png")
+        mask = np.zeros((100, 120), bool)
+        mask[:, :60] = True
+        Image.fromarray(mask).save(root / "glands/masks" / f"{n}.png")
+        Image.fromarray(np.where(mask[..., None], 120, 230).astype(np.uint8).repeat(3, 2)).save(
+            root / "glands/images" / f"{n}.png"
+        )
+        grade = "benign" if n % 2 else "malignant"
+        glands.append({"image": f"images/{n}.png", "mask": f"masks/{n}.png", "patient": f"p{n // 2}", "grade": grade})
+    for name, rows in (("nuclei/points.csv", points), ("glands/fields.csv", glands)):
+        with (root / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    return root
+
+
+def make_config(folders: Path, **changes) -> Pretrain:
+    sources = [
+        Source(kind="classes", folder=folders / "coarse", share=1, zoom=(0.7, 1.0)),
+        Source(kind="points", folder=folders / "nuclei", table="points.csv", mpp=0.5, share=1),
+        Source(kind="masks", folder=folders / "glands", table="fields.csv", mpp=0.5, share=1),
+    ]
+    rules = [
+        Rule(label="Round", kind="points", at_least={"round": 3}, absent=["long"]),
+        Rule(label="Gland", kind="masks", at_least={"malignant": 0.6}),
+    ]
+    how = Optimisation(steps=3, batch=6, token_drop=0.5, validate_every=3, checkpoint_every=3)
+    settings = {
+        "optimisation": how,
+        "tile_px": TILE_PX,
+        "tile_mpp": 0.5,
+        "classes": ["Round", "Gland"],
+        "rules": rules,
+        "model": MODEL,
+    }
+    return Pretrain(name="x", sources=sources, **{**settings, **changes})
+
+
+def cutter(folders: Path, kind: str) -> Cutter:
+    config = make_config(folders)
+    source = next(source for source in config.sources if source.kind == kind)
+    return Cutter(read_source(source), config)
+
+
+def test_points_land_in_the_patch_they_lie_in(folders):
+    points = cutter(folders, "points")
+    long, round_ = points.collection.names
+    assert (long, round_) == ("long", "round")
+    field = Field(
+        np.zeros((100, 120, 3), np.uint8), points=np.array([[10, 20, 1], [59, 59, 0], [61, 10, 1]], np.float32)
+    )
+    cut = points.cut_at(field, left=0, top=0, side=60)  # patches of 15 px
+    assert cut.patches[1, 0].tolist() == [0, 1]
+    assert cut.patches[3, 3].tolist() == [1, 0]
+    assert cut.patches.sum() == 2  # the third lies outside
+
+
+def test_gland_share_is_that_of_the_mask_under_each_patch(folders):
+    masks = cutter(folders, "masks")
+    field = masks.collection.fields[0]
+    cut = masks.cut_at(field, left=30, top=0, side=60)  # the gland ends at x = 60, half way
+    assert cut.patches[:, :2, 0] == pytest.approx(1) and cut.patches[:, 2:, 0] == pytest.approx(0)
+    assert (cut.patches[..., 1] == field.grade).all()
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_tile_and_patches_turn_together(folders, turn):
+    masks = cutter(folders, "masks")
+    field = masks.collection.fields[0]
+    cut = masks.cut_at(field, left=30, top=0, side=60, turn=turn)
+    dark = cut.tile[7::15, 7::15, 0] < 175  # at the patches' centres
+    np.testing.assert_array_equal(dark, cut.patches[..., 0] > 0.5)
+
+
+def test_the_eight_symmetries_differ():
+    array = np.arange(6).reshape(2, 3, 1)
+    assert len({symmetry(array, turn).tobytes() + bytes(symmetry(array, turn).shape) for turn in range(8)}) == 8
+
+
+def test_a_cut_has_the_tiles_magnification(folders):
+    points = cutter(folders, "points")
+    assert points.side_px(points.collection.fields[0]) == 60
+    coarse = cutter(folders, "classes")
+    assert coarse.side_px(coarse.collection.fields[0]) == 80  # no mpp: the whole image
+
+
+def test_rules_ask_for_amounts_shares_and_absence():
+    rule = Rule(label="x", kind="points", at_least={"a": 5}, share={"a": 0.5}, absent=["c"])
+    assert obeys({"a": 6, "b": 5, "c": 0}, rule)
+    assert not obeys({"a": 4, "b": 0, "c": 0}, rule)
+    assert not obeys({"a": 6, "b": 6, "c": 0}, rule)
+    assert not obeys({"a": 9, "b": 0, "c": 1}, rule)
+
+
+def test_weak_labels_come_from_what_lies_in_the_cut(folders):
+    masks = cutter(folders, "masks")
+    benign, malignant = masks.collection.names
+    assert (benign, malignant) == ("benign", "malignant")
+    field = next(field for field in masks.collection.fields if field.grade == 1)
+    assert masks.cut_at(field, left=0, top=0, side=60).weak_label == 1
+    assert masks.cut_at(field, left=60, top=0, side=60).weak_label == NO_LABEL
+
+
+def test_no_patient_is_learnt_and_held_out_at_once(folders):
+    source = Source(kind="masks", folder=folders / "glands", table="fields.csv", mpp=0.5, share=1, held_out=0.4)
+    collection = read_source(source)
+    assert len(collection.fields) == 6 and len(collection.held_out) == 4  # two of five patients, two fields each
+
+
+def test_near_duplicates_stay_on_one_side(folders, tmp_path):
+    (folders / "coarse" / "pairs.csv").write_text(
+        "a,b\n" + "".join(f"coarse/dark/{n}.png,coarse/dark/{n + 1}.png\n" for n in range(9))
+    )
+    source = Source(kind="classes", folder=folders / "coarse", table="pairs.csv", share=1, held_out=0.5)
+    collection = read_source(source)
+    (folders / "coarse" / "pairs.csv").unlink()
+    dark_learnt = sum(field.label == 0 for field in collection.fields)
+    assert dark_learnt in (0, 10)  # a chain of pairs is one group
+
+
+def test_it_runs_and_leaves_a_trunk_that_fit_can_start_from(folders, tmp_path):
+    torch.manual_seed(0)
+    model = pretrain(make_config(folders), tmp_path)
+    assert isinstance(model, Pretrained)
+    weights = torch.load(tmp_path / "latest.pt", weights_only=True)["weights"]
+    assert {"vit.head.weight", "vit.pos_embed", "heads.coarse.weight", "heads.nuclei.weight"} <= weights.keys()
+
+
+def test_the_dense_heads_learn_where_things_are(folders, tmp_path):
+    how = Optimisation(steps=60, batch=12, learning_rate=3e-3, ema=0.9, validate_every=60, checkpoint_every=60)
+    config = make_config(folders, optimisation=how)
+    model = pretrain(config, tmp_path)
+    masks = cutter(folders, "masks")
+    cut = masks.cut_at(masks.collection.fields[0], left=30, top=0, side=60)
+    with torch.no_grad():
+        out = model.vit(torch.tensor(cut.tile)[None].permute(0, 3, 1, 2).float() / 255)
+        share = model.heads["glands"](model.vit.norm(out.tokens[-1])[0, 1:])[:, 0].sigmoid().view(GRID, GRID)
+    assert share[:, :2].mean() > share[:, 2:].mean() + 0.5
+
+
+def test_a_source_without_images_or_table_is_named(folders, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadConfig, match="holds no images of kind 'classes'"):
+        read_source(Source(kind="classes", folder=tmp_path / "empty", share=1))
+    with pytest.raises(BadConfig, match="needs a table"):
+        read_source(Source(kind="points", folder=folders / "nuclei", share=1))

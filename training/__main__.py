@@ -1,0 +1,173 @@
+"""`tissue-train` on the command line: data in, artefacts out. `tissue-train --help` lists what it can do."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from model.artifact import read_manifest
+from training import bench, evaluate, fetch, figures, pretrain, report, synthetic
+from training.config import Fit, Pretrain, read_config
+from training.data import find_lookalikes, load_tiles, scan
+from training.metrics import Scores
+from training.run import cross_validate_and_keep, export_run, fit_and_export
+
+cli = typer.Typer(help="Train, judge and export tissue classifiers.", no_args_is_help=True, add_completion=False)
+data = typer.Typer(help="Get, check or draw labelled tiles.", no_args_is_help=True)
+cli.add_typer(data, name="data")
+out, err = Console(), Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="A TOML file, such as configs/smoke.toml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as optimisation.steps=500.")]
+Runs = Annotated[Path, typer.Option(help="Where runs keep their checkpoints.")]
+ImageTable = Annotated[Path | None, typer.Option(help="CSV with columns file, label, slide, quality.")]
+ImageMpp = Annotated[float | None, typer.Option(help="um/px of the images; default: each whole image is a tile.")]
+
+
+@cli.callback()
+def start_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What the user can mend is told in a sentence; a traceback is for what only a developer can."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        err.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, markup=True, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@data.command("fetch")
+def fetch_data(target: Annotated[Path, typer.Argument()] = Path("data/kather2016")) -> None:
+    """Download the 5,000 tiles of Kather et al. 2016 (246 MB), go on where a download stopped, verify, unpack."""
+    with plain_errors():
+        out.print(f"{fetch.fetch(fetch.KATHER_URL, target, fetch.KATHER_MD5)}", soft_wrap=True)
+
+
+@data.command("scan")
+def scan_data(folder: Path, table: ImageTable = None) -> None:
+    """List what a folder-per-class tree holds: classes, slides, unreadable files, duplicates, look-alikes."""
+    with plain_errors():
+        found = scan(folder, table)
+        shown = Table("class", "tiles", "slides")
+        for label in found.classes:
+            own = [record for record in found.records if record.label == label]
+            shown.add_row(label, str(len(own)), str(len({record.slide for record in own if record.slide})))
+        out.print(shown)
+        for path, reason in found.unreadable:
+            out.print(f"skipped {path}: {reason}", soft_wrap=True, markup=False)
+        for kept, dropped in found.duplicates:
+            out.print(f"dropped {dropped}: the same bytes as {kept}", soft_wrap=True, markup=False)
+        for i, j in find_lookalikes(load_tiles(found.records, 150, 0.495)):
+            first, second = found.records[i].path, found.records[j].path
+            out.print(f"look alike, kept in one fold: {first} and {second}", soft_wrap=True, markup=False)
+
+
+@data.command("synth")
+def synthesise_data(folder: Path, per_class: int = 60, seed: int = 0) -> None:
+    """Draw H&E-like tiles of six kinds, for tests and demonstrations. They teach nothing about tissue."""
+    with plain_errors():
+        synthetic.write_tree(folder, per_class, seed)
+
+
+@cli.command("pretrain")
+def pretrain_network(config: Config, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Learn from annotated fields before the labelled tiles: classes, nuclei and glands per patch, labels by rule."""
+    with plain_errors():
+        run = read_config(config, overrides or [], Pretrain)
+        pretrain.pretrain(run, runs / run.name)
+        figures.draw_curves(runs / run.name / "curve.csv", runs / run.name / "curve.png", run.name)
+        out.print(f'{runs / run.name / "latest.pt"}: start from it with init = "{runs / run.name / "latest.pt"}"')
+
+
+@cli.command("fit")
+def fit_network(config: Config, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Train on labelled tiles, judge on held-out ones, export the artefact."""
+    with plain_errors():
+        run = read_config(config, overrides or [], Fit)
+        manifest = fit_and_export(run, runs / run.name)
+        for metric in manifest.metrics:
+            if metric.name.startswith("accuracy"):
+                out.print(
+                    f"{metric.name}: {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}] ({metric.protocol})"
+                )
+        out.print(f"artefact: {runs / run.name / 'artifact'}")
+
+
+@cli.command("cv")
+def cross_validate(config: Config, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Repeated folds at random and, where slides are known, by slide; a later `fit` takes its figures from here."""
+    with plain_errors():
+        run = read_config(config, overrides or [], Fit)
+        for metric in cross_validate_and_keep(run, runs / run.name, err.print):
+            out.print(f"{metric.name}: {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}] ({metric.protocol})")
+
+
+@cli.command("export")
+def export_artifact(
+    config: Config,
+    target: Annotated[Path, typer.Argument(help="The artefact's directory; one that is there is replaced.")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    fp16: Annotated[bool, typer.Option(help="Add fp16 graphs, for GPUs.")] = False,
+) -> None:
+    """Write the artefact of a finished run again, elsewhere or with other variants."""
+    with plain_errors():
+        run = read_config(config, overrides or [], Fit)
+        if fp16:
+            run = run.model_copy(update={"card": run.card.model_copy(update={"fp16": True})})
+        manifest = export_run(run, runs / run.name, target)
+        for precision, variant in manifest.variants.items():
+            out.print(f"{precision}: same label {variant.same_label:.4f} of {variant.n}")
+
+
+@cli.command("evaluate")
+def evaluate_artifact(
+    artifact: Path, images: Path, table: ImageTable = None, image_mpp: ImageMpp = None, folder: Path | None = None
+) -> None:
+    """Score an artefact on labelled images, through the graph that is served. With --folder: JSON and pictures."""
+    with plain_errors():
+        scores = evaluate.evaluate(artifact, images, table, image_mpp)
+        show(scores)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "scores.json").write_text(json.dumps(scores.as_dict(), indent=2))
+            figures.draw_confusion(scores, folder / "confusion.png", f"{artifact.name} on {images.name}")
+
+
+def show(scores: Scores) -> None:
+    shown = Table("", "value", "95 % interval", "n")
+    for name, estimate in scores.pairs():
+        shown.add_row(name, f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}", str(estimate.n))
+    out.print(shown)
+
+
+@cli.command("report")
+def write_report(artifact: Path, target: Annotated[Path, typer.Argument()] = Path("docs/model-card.md")) -> None:
+    """Write the model card from the artefact's manifest."""
+    with plain_errors():
+        report.write_card(read_manifest(artifact), target)
+
+
+@cli.command("bench")
+def measure_speed(config: Config, overrides: Overrides = None, steps: int = 20) -> None:
+    """Images/s of the training loop against bare passes of the network, and the memory it takes."""
+    with plain_errors():
+        speeds = bench.measure(read_config(config, overrides or [], Fit), steps)
+        out.print(
+            f"bare {speeds.bare_images_per_s:.0f} images/s, loop {speeds.loop_images_per_s:.0f} images/s, "
+            f"share {speeds.share:.2f}, peak memory {speeds.peak_memory_mib:.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,346 @@
+"""Labelled images on disk: a folder of them becomes records, records become tiles and splits.
+
+Any tree with a folder per class is read, with an optional CSV beside it. Nothing is decided in silence: what could not
+be read, what is there twice and what looks alike is reported.
+"""
+
+import csv
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold
+
+from model import pixels
+from model.pixels import ImageRefused
+
+Pixels = NDArray[np.uint8]
+Indices = NDArray[np.intp]
+Pair = tuple[int, int]
+
+# What people call an image. `pixels.decode` accepts fewer, and says why not; all other files are passed over.
+IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|webp|bmp|gif|jp2|heic|avif|svs|ndpi|dcm)", re.IGNORECASE)
+LONG_READ = 1000  # images from which on a progress bar is worth its line
+
+
+class NoClasses(ValueError):
+    pass
+
+
+class EmptyClass(ValueError):
+    pass
+
+
+class BadTable(ValueError):
+    pass
+
+
+class UnusableImage(ValueError):
+    pass
+
+
+class TooFewImages(ValueError):
+    pass
+
+
+@dataclass(frozen=True)
+class Record:
+    path: Path
+    label: str
+    slide: str | None
+    sha256: str  # of the file
+    quality: str | None  # as the table has it
+
+
+@dataclass(frozen=True)
+class Scan:
+    records: list[Record]
+    unreadable: list[tuple[Path, str]]  # with the reason
+    duplicates: list[tuple[Path, Path]]  # the one kept, and the same bytes again
+    classes: list[str]
+
+
+class Split(NamedTuple):
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+class Fold(NamedTuple):
+    train: Indices
+    held_out: Indices
+    name: str
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def scan(folder: Path, table: Path | None = None, classes: Sequence[str] | None = None) -> Scan:
+    """`table`: CSV with a column `file` (seen from `folder`) and any of `label`, `slide`, `quality`, which go before
+    what the names say. `classes`: only these, in this order; else all that are found, in the folders' order.
+    """
+    rows = read_table(table) if table else {}
+    labels = find_images(folder, rows, classes)
+    first_with: dict[str, Record] = {}  # these bytes, by their hash
+    unreadable, duplicates = [], []
+    for path in progress(list(labels), f"reading {folder.name}"):
+        try:
+            data = path.read_bytes()
+            pixels.decode(data)
+        except (ImageRefused, OSError) as error:
+            unreadable.append((path, str(error)))
+            continue
+        row = rows.get(path.relative_to(folder).as_posix(), {})
+        record = describe(path, labels[path], data, row)
+        first = first_with.setdefault(record.sha256, record)
+        if first is not record:
+            duplicates.append((first.path, path))
+
+    in_order = list(classes or dict.fromkeys(labels.values()))
+    found = Scan(list(first_with.values()), unreadable, duplicates, in_order)
+    refuse_unread_classes(found, labels)
+    return found
+
+
+def describe(path: Path, label: str, data: bytes, row: dict[str, str]) -> Record:
+    slide = row.get("slide") or slide_in(path.name)
+    return Record(path, label, slide, hashlib.sha256(data).hexdigest(), row.get("quality") or None)
+
+
+def find_images(folder: Path, rows: dict[str, dict[str, str]], classes: Sequence[str] | None) -> dict[Path, str]:
+    """All image files and their labels: the table's, else the folder's."""
+    labels: dict[Path, str] = {}
+    for class_folder in class_folders(folder):
+        label = class_name(class_folder.name)
+        files = images_below(class_folder)
+        if not files and (classes is None or label in classes):
+            raise EmptyClass(f"{class_folder} holds no images: put some in, or take the folder away")
+        labels |= dict.fromkeys(files, label)
+    labels |= {folder / file: row["label"] for file, row in rows.items() if row.get("label")}
+
+    found = list(dict.fromkeys(labels.values()))
+    refuse_too_few_classes(folder, found, classes or [])
+    return {path: label for path, label in labels.items() if classes is None or label in classes}
+
+
+def refuse_too_few_classes(folder: Path, found: list[str], wanted: Sequence[str]) -> None:
+    if len(found) < 2:
+        inner = [path for path in class_folders(folder) if class_folders(path)]
+        hint = f". Did you mean {inner[0]}?" if inner else ""
+        came = f"one class, {found[0]}" if found else "no folders with images"
+        raise NoClasses(f"{folder} holds {came}; expected a folder for each of two classes or more{hint}")
+    missing = [label for label in wanted if label not in found]
+    if missing:
+        raise NoClasses(f"{folder} has no class {', '.join(missing)}; it has {', '.join(found)}")
+
+
+def class_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise NoClasses(f"there is no folder {folder}")
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+
+
+def images_below(folder: Path) -> list[Path]:
+    found = [path for path in folder.rglob("*") if IMAGE_SUFFIX.fullmatch(path.suffix)]
+    seen = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(seen, key=lambda path: path.as_posix())
+
+
+def class_name(folder_name: str) -> str:
+    """The Kather set's `01_TUMOR` is Tumor; any other name stands as it is."""
+    numbered = re.fullmatch(r"\d+_(.+)", folder_name)
+    if not numbered:
+        return folder_name
+    name = numbered[1]
+    return name.capitalize() if name.isupper() else name
+
+
+def slide_in(file_name: str) -> str | None:
+    """The Kather set's `17E8F_CRC-Prim-HE-02_007.tif_Row_151_Col_301.tif` was cut from slide 02."""
+    named = re.search(r"CRC-Prim-HE-(\d+)", file_name)
+    return named[1] if named else None
+
+
+def read_table(table: Path) -> dict[str, dict[str, str]]:
+    """Rows by file name, slashes as here."""
+    return {Path(row["file"].replace("\\", "/")).as_posix(): row for row in rows_of(table, ["file"])}
+
+
+def rows_of(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:  # with or without the mark that Excel writes
+            rows = list(csv.DictReader(file, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadTable(f"{table} cannot be read: {error}") from error
+    missing = [column for column in required if not rows or column not in rows[0]]
+    if missing:
+        columns = ", ".join(rows[0]) if rows else "no rows"
+        raise BadTable(f"{table} has no column {', '.join(missing)}; it has {columns}")
+    return rows
+
+
+def refuse_unread_classes(found: Scan, labels: dict[Path, str]) -> None:
+    for label in found.classes:
+        if any(record.label == label for record in found.records):
+            continue
+        failed = [f"{path}: {reason}" for path, reason in found.unreadable if labels[path] == label]
+        copies = sum(labels[path] == label for _, path in found.duplicates)
+        why = failed[0] if failed else f"{copies} are copies of images of another class"
+        raise EmptyClass(f"no image of class {label} could be used: {why}")
+
+
+def load_tiles(records: Sequence[Record], tile_px: int, tile_mpp: float, mpp: float | None = None) -> Pixels:
+    """(N, S, S, 3), by the very functions that serve. `mpp`: of all these images, where their files don't tell."""
+    tiles = np.empty((len(records), tile_px, tile_px, 3), np.uint8)
+    for tile, record in zip(tiles, progress(records, "loading"), strict=True):
+        try:
+            tile[:] = pixels.to_tile(pixels.decode(record.path.read_bytes()), tile_px, tile_mpp, mpp).pixels
+        except (ImageRefused, OSError) as error:
+            raise UnusableImage(f"{record.path}: {error}") from error
+    return tiles
+
+
+def number_labels(records: Sequence[Record], classes: Sequence[str]) -> Indices:
+    numbers = {label: number for number, label in enumerate(classes)}
+    return np.array([numbers[record.label] for record in records], dtype=np.intp)
+
+
+T = TypeVar("T")
+
+
+def progress(items: Sequence[T], what: str) -> Iterable[T]:
+    """A bar on stderr, so that stdout stays data."""
+    return track(items, what, console=Console(stderr=True), disable=len(items) < LONG_READ)
+
+
+# -- what must stay together ---------------------------------------------------------------------------------------
+
+LOOKALIKE_SIDE_PX = 30
+# Measured at this size: one field recompressed, enlarged or mirrored .997 and more; different ones at most .82 (of
+# 8,939 coarse colon fields, glass at an edge), .75 (fat and glass), .61 (179 tiles of six tissues).
+LOOKALIKE_CORRELATION = 0.9
+BLOCK = 1000  # tiles; bounds the matrix to 4 MB x their number / 1000
+
+
+def find_lookalikes(tiles: Pixels, least: float = LOOKALIKE_CORRELATION) -> list[Pair]:
+    """Pairs (i < j) that show one field, whatever was done to its colour, size, orientation or compression."""
+    upright = small_grey(tiles)
+    flat = upright.reshape(len(tiles), -1)
+    pairs: set[Pair] = set()
+    for turned in eight_symmetries(upright):
+        turned_flat = turned.reshape(len(tiles), -1)
+        for start in range(0, len(tiles), BLOCK):
+            # a symmetry that takes j to i has its inverse among the eight, so i < j is enough
+            correlation = flat[start : start + BLOCK] @ turned_flat[start:].T
+            near = np.argwhere(correlation >= least) + start
+            pairs |= {(int(i), int(j)) for i, j in near if i < j}
+    return sorted(pairs)
+
+
+def small_grey(tiles: Pixels) -> NDArray[np.float32]:
+    """(N, 30, 30), each of mean 0 and norm 1, so that a product is a correlation."""
+    n, s = tiles.shape[:2]
+    edges = np.arange(LOOKALIKE_SIDE_PX) * s // LOOKALIKE_SIDE_PX
+    grey = np.empty((n, LOOKALIKE_SIDE_PX, LOOKALIKE_SIDE_PX), np.float32)
+    for small, tile in zip(grey, tiles, strict=True):
+        rows = np.add.reduceat(tile.sum(axis=2, dtype=np.float32), edges, axis=0)
+        small[:] = np.add.reduceat(rows, edges, axis=1)
+    widths = np.diff(edges, append=s)
+    grey /= np.outer(widths, widths).astype(np.float32)
+    grey -= grey.mean(axis=(1, 2), keepdims=True)
+    norms = np.linalg.norm(grey, axis=(1, 2), keepdims=True)
+    return np.asarray(grey / np.maximum(norms, 1e-6))  # a flat tile looks like none
+
+
+def eight_symmetries(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    for quarter_turns in range(4):
+        turned = np.rot90(images, quarter_turns, axes=(1, 2))
+        yield turned
+        yield turned[:, ::-1]
+
+
+def read_pairs(table: Path, scanned: Scan) -> list[Pair]:
+    """A CSV of near-duplicate files, columns `a` and `b`, seen from the table's folder or from the one above it."""
+    numbers = {record.path.resolve(): i for i, record in enumerate(scanned.records)}
+    numbers |= {twice.resolve(): numbers[first.resolve()] for first, twice in scanned.duplicates}
+    rows = rows_of(table, ["a", "b"])
+
+    def places(file: str) -> list[Path]:
+        return [(base / file.replace("\\", "/")).resolve() for base in (table.parent, table.parent.parent)]
+
+    if rows and not any(place.exists() for row in rows for place in places(row["a"])):
+        raise BadTable(f"{table} names no file that is there; the first is {rows[0]['a']}")
+    pairs = set()
+    for row in rows:
+        a, b = (next((numbers[place] for place in places(row[column]) if place in numbers), None) for column in "ab")
+        if a is not None and b is not None and a != b:  # else one of them is of a class not asked for, or unreadable
+            pairs.add((min(a, b), max(a, b)))
+    return sorted(pairs)
+
+
+def group_pairs(n: int, pairs: Iterable[Pair]) -> Indices:
+    """A group number for each of n: the same for all that a chain of pairs connects."""
+    group = np.arange(n)
+    for i, j in pairs:
+        group[group == group[j]] = group[i]
+    return group
+
+
+# -- splits --------------------------------------------------------------------------------------------------------
+
+
+def course_split(records: Sequence[Record], seed: int, per_class: tuple[int, int, int] = (425, 100, 100)) -> Split:
+    """So many of each class for training, validation and test; at random, so tiles of one slide are in all three."""
+    labels = np.array([record.label for record in records])
+    refuse_small_classes(labels, sum(per_class), f"a split of {' + '.join(map(str, per_class))} of each class")
+    rng = np.random.default_rng(seed)
+    parts = []
+    for label in np.unique(labels):
+        order = rng.permutation(np.flatnonzero(labels == label))[: sum(per_class)]
+        parts.append(np.split(order, np.cumsum(per_class)[:-1]))
+    return Split(*(np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)))
+
+
+def random_folds(labels: Sequence[int] | Indices, k: int, seed: int, together: Indices | None = None) -> list[Fold]:
+    """Each class spread evenly over k folds. `together`: a group number for each image, whose fold it shares."""
+    labels = np.asarray(labels)
+    refuse_small_classes(labels, k, f"{k} folds with every class in each")
+    folder = StratifiedKFold if together is None else StratifiedGroupKFold
+    folds = folder(k, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, together)
+    return [Fold(train, held_out, f"fold {i + 1}") for i, (train, held_out) in enumerate(folds)]
+
+
+def slide_folds(records: Sequence[Record], k: int | None = None, seed: int = 0) -> list[Fold]:
+    """Whole slides held out: one at a time, or k groups of them. Images that name no slide are in no fold at all."""
+    known = [i for i, record in enumerate(records) if record.slide is not None]
+    index = np.array(known, dtype=np.intp)
+    labels = np.array([records[i].label for i in known])
+    slides = np.array([records[i].slide for i in known])
+    n_slides = len(np.unique(slides))
+    if n_slides < (k or 2):
+        raise TooFewImages(f"{len(known)} of {len(records)} images name {n_slides} slides; expected at least {k or 2}")
+    if k is None:
+        folder = LeaveOneGroupOut()
+    else:
+        refuse_small_classes(labels, k, f"{k} folds with every class in each")
+        folder = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    folds = []
+    for train, held_out in folder.split(index, labels, slides):
+        names = np.unique(slides[held_out])
+        folds.append(Fold(index[train], index[held_out], f"slide{'s' * (len(names) > 1)} {', '.join(names)} held out"))
+    return folds
+
+
+def refuse_small_classes(labels: NDArray[np.generic], least: int, purpose: str) -> None:
+    small = {label: n for label, n in sorted(Counter(labels.tolist()).items()) if n < least}
+    if small:
+        counts = ", ".join(f"{label} has {n}" for label, n in small.items())
+        raise TooFewImages(f"{purpose} needs {least} images of each class, but {counts}")

@@ -1,0 +1,181 @@
+"""Pictures of what was measured, as PNG files: one function each, its title says the protocol and n.
+
+Colours are told apart without red and green; nothing here touches matplotlib's global state.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from training.metrics import Estimate, Reliability, RiskCoverage, Scores
+
+BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # Okabe and Ito's
+PALE, INK, FAINT = "#a6cee3", "#333333", "#d9d9d9"
+LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"))  # told apart in grey, too
+DPI = 150
+SMALL, NORMAL, LARGE = 8, 9, 10.5  # pt
+
+CURVES = {  # column of the training's table -> what a reader calls it
+    "loss": "training loss",
+    "accuracy": "validation accuracy",
+    "learning_rate": "learning rate",
+    "images_per_s": "images/s",
+}
+
+
+def draw_curves(table: Path, path: Path, title: str) -> None:
+    """`table` is the training's CSV, a row per validation."""
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    step = np.array([float(row["step"]) for row in rows])
+    figure = start_figure(8, 5.2, f"{title}, {step.max(initial=0):,.0f} steps")
+    for axes, (column, name) in zip(figure.subplots(2, 2, sharex=True).flat, CURVES.items(), strict=True):
+        values = np.array([float(row[column]) for row in rows])
+        axes.plot(step, values, color=BLUE, marker="." if len(step) < 40 else None, linewidth=1.3)
+        axes.set_title(name, fontsize=NORMAL, color=INK, loc="left")
+        # From zero, so that a jitter of the speed looks as small as it is.
+        axes.set(xlim=(0, None), ylim=(0, 1 if column == "accuracy" else 1.1 * values.max(initial=0) or 1))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.ticklabel_format(axis="y", scilimits=(-2, 5), useMathText=True)
+        axes.yaxis.get_offset_text().set_fontsize(SMALL)
+        if not np.isfinite(values).any():
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=INK, fontsize=NORMAL)
+            axes.set_yticks([])
+        soften(axes)
+    for axes in figure.axes[2:]:
+        axes.set_xlabel("step", fontsize=NORMAL)
+    save(figure, path)
+
+
+def draw_confusion(scores: Scores, path: Path, protocol: str) -> None:
+    """Counts, and under them the share of the true class; the shade is the share."""
+    counts = scores.confusion.counts
+    k = len(scores.classes)
+    of_class = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, of_class, out=np.zeros(counts.shape), where=of_class > 0)
+    side = 2.2 + 0.75 * k
+    figure = start_figure(max(side, 5.5), side, f"Confusion, {protocol}, {count_words(scores)}")
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        colour = "white" if share[row, column] > 0.55 else INK
+        text = f"{counts[row, column]:,}\n{share[row, column]:.0%}" if counts[row, column] else "·"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=NORMAL)
+    axes.set_xticks(range(k), scores.classes, rotation=30, ha="right", rotation_mode="anchor", fontsize=NORMAL)
+    axes.set_yticks(range(k), [f"{name} ({n:,})" for name, n in zip(scores.classes, of_class[:, 0], strict=True)])
+    axes.tick_params(length=0, labelsize=NORMAL)
+    axes.set_xlabel("predicted", fontsize=NORMAL)
+    axes.set_ylabel("true (and how many)", fontsize=NORMAL)
+    axes.spines[:].set_visible(False)
+    save(figure, path)
+
+
+def draw_reliability(found: Reliability, ece: Estimate, path: Path, protocol: str) -> None:
+    """Above, what came true of what was promised; below, how many answers each bin holds."""
+    figure = start_figure(5, 5.8, f"Reliability, {protocol}, n = {ece.n:,}")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="promise kept")
+    reach = [found.accuracy - found.low, found.high - found.accuracy]
+    upper.errorbar(
+        found.confidence, found.accuracy, reach, color=BLUE, marker="o", markersize=5, capsize=3, linewidth=1.3,
+        label="accuracy of the bin, 95 %",
+    )  # fmt: skip
+    upper.set(ylim=(0, 1.02), xlim=(0, 1.02))
+    upper.set_ylabel("accuracy", fontsize=NORMAL)
+    upper.legend(loc="upper left", fontsize=SMALL, frameon=False)
+    calibration = f"calibration error {ece.value:.3f}\n({ece.low:.3f} to {ece.high:.3f})"
+    upper.text(0.98, 0.04, calibration, transform=upper.transAxes, ha="right", fontsize=NORMAL, color=INK)
+
+    lower.bar(found.confidence, found.count, width=0.025, color=BLUE)
+    lower.set_ylabel("answers", fontsize=NORMAL)
+    lower.set_xlabel("confidence", fontsize=NORMAL)
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    soften(upper, lower)
+    save(figure, path)
+
+
+def draw_risk_coverage(curves: Mapping[str, RiskCoverage], path: Path, protocol: str) -> None:
+    n = max(len(curve.coverage) for curve in curves.values())
+    figure = start_figure(5.8, 4.2, f"Error against share answered, {protocol}, {n:,} predictions")
+    axes = figure.subplots()
+    for (name, curve), (colour, style) in zip(curves.items(), LINES, strict=False):
+        label = f"{name} (area {curve.aurc:.3f})"
+        axes.plot(curve.coverage, curve.risk, color=colour, linestyle=style, linewidth=1.5, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, None))
+    axes.set_xlabel("share of the tiles answered, the surest first", fontsize=NORMAL)
+    axes.set_ylabel("error among them", fontsize=NORMAL)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="best", fontsize=SMALL, frameon=False)
+    soften(axes)
+    save(figure, path)
+
+
+def draw_comparison(models: Mapping[str, Estimate], path: Path, protocol: str, quantity: str = "accuracy") -> None:
+    """A bar per model with its 95 % interval, in the order given, the first on top."""
+    n = sorted({estimate.n for estimate in models.values()})
+    together = f"n = {n[0]:,}" if len(n) == 1 else f"n = {n[0]:,} to {n[-1]:,}"
+    figure = start_figure(7, 1.3 + 0.42 * len(models), f"{quantity[:1].upper() + quantity[1:]}, {protocol}, {together}")
+    axes = figure.subplots()
+    for place, estimate in enumerate(models.values()):
+        reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        axes.barh(place, estimate.value, height=0.6, color=PALE)
+        axes.errorbar(estimate.value, place, xerr=reach, color=INK, capsize=3, linewidth=1.2, marker="|")
+        axes.text(estimate.high + 0.015, place, f"{estimate.value:.3f}", va="center", fontsize=NORMAL, color=INK)
+    axes.set_yticks(range(len(models)), list(models), fontsize=NORMAL)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(1.0, *(estimate.high for estimate in models.values())) * 1.1)
+    axes.set_xlabel(f"{quantity}, with its 95 % interval", fontsize=NORMAL)
+    soften(axes)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    save(figure, path)
+
+
+def draw_sheet(tiles: NDArray[np.uint8], captions: Sequence[str], path: Path, title: str, columns: int = 6) -> None:
+    """Tiles (N, S, S, 3) in rows, each with its caption of a line or two below."""
+    columns = min(columns, max(1, len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    figure = start_figure(max(1.5 * columns, 4), 0.6 + 1.85 * max(1, rows), f"{title}, n = {len(tiles):,}")
+    grid = figure.subplots(max(1, rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes, tile, caption in zip(grid.flat[: len(tiles)], tiles, captions, strict=True):
+        axes.imshow(tile)
+        axes.set_xlabel(caption, fontsize=SMALL, color=INK)
+    save(figure, path)
+
+
+# -- what all share ------------------------------------------------------------------------------------------------
+
+
+def start_figure(width_inch: float, height_inch: float, title: str) -> Figure:
+    figure = Figure(figsize=(width_inch, height_inch), dpi=DPI, layout="constrained", facecolor="white")
+    figure.suptitle(title, fontsize=LARGE, color=INK, x=0.02, ha="left", wrap=True)
+    return figure
+
+
+def soften(*every: Axes) -> None:
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=SMALL, color=INK, labelcolor=INK)
+
+
+def count_words(scores: Scores) -> str:
+    repeated = f" ({scores.predictions:,} predictions)" if scores.predictions != scores.n else ""
+    return f"n = {scores.n:,}{repeated}"
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")

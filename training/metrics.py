@@ -1,0 +1,362 @@
+"""How good predictions are: each number with a 95 % interval from a bootstrap over tiles, or over slides.
+
+Probabilities and true classes enter; estimates leave, ready for JSON, with the curves that the figures draw.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+Groups = NDArray[Any]  # (N,) one name per row; rows of one name are drawn together
+Measure = Callable[[Floats], Floats]  # how often each row counts (R, N) -> a number, or several, per resample (R, ...)
+
+SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can reach zero, whose logarithm would outweigh all other tiles
+WEIGHTS_AT_ONCE = 2**20  # 8 MiB of them
+RARE = 0.025  # what lies beyond either end of a 95 % interval
+
+
+class Unscorable(ValueError):
+    """The predictions don't fit the targets, or are none."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95 % interval; n counts what the interval rests on: the tiles, or the slides, drawn again."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows are the true classes, columns the predicted ones."""
+
+    counts: Ints  # (K, K)
+    low: Floats  # (K, K)
+    high: Floats  # (K, K)
+
+
+@dataclass(frozen=True)
+class Scores:
+    classes: tuple[str, ...]
+    predictions: int  # rows; more than n where a tile was predicted repeatedly, or slides were drawn
+    n: int
+    accuracy: Estimate
+    macro_f1: Estimate  # over the classes that are present
+    macro_auroc: Estimate | None  # one against the rest; None where only one class is present
+    nll: Estimate
+    brier: Estimate  # summed over the classes: 0 to 2
+    ece: Estimate  # biased upwards where n is small: noise in a bin counts as error, whatever its sign
+    recall: dict[str, Estimate]  # of the classes that are present
+    confusion: Confusion
+
+    def pairs(self) -> Iterator[tuple[str, Estimate]]:
+        for name in ("accuracy", "macro_f1", "macro_auroc", "nll", "brier", "ece"):
+            if (estimate := getattr(self, name)) is not None:
+                yield name, estimate
+        for label, estimate in self.recall.items():
+            yield f"recall {label}", estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and strings, as JSON takes them."""
+        confusion = {name: matrix.tolist() for name, matrix in asdict(self.confusion).items()}
+        return asdict(self) | {"classes": list(self.classes), "confusion": confusion}
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What was promised and what came true, in bins of equal mass by confidence."""
+
+    confidence: Floats  # (B,)
+    accuracy: Floats  # (B,)
+    low: Floats  # (B,)
+    high: Floats  # (B,)
+    count: Ints  # (B,)
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The error among the answers that remain when the least confident ones are withheld."""
+
+    coverage: Floats  # (N,) ascending
+    risk: Floats  # (N,)
+    aurc: float
+
+    def risk_at(self, coverage: float) -> float:
+        return float(self.risk[np.searchsorted(self.coverage, coverage - 1e-9)])
+
+
+def score(
+    probabilities: Floats,
+    targets: Ints,
+    classes: Sequence[str],
+    groups: Groups | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    bins: int = 5,
+) -> Scores:
+    """`groups` names the slide of each row, or its tile where tiles were predicted repeatedly.
+
+    Rows of unknown slide need a name each: one name for all would make them one slide.
+    Five bins for the calibration error, since a tenth of some hundred tiles says little.
+    """
+    check_fit(probabilities, targets, classes)
+    groups = np.arange(len(targets)) if groups is None else groups
+    probabilities = probabilities.astype(np.float64)
+    predicted = probabilities.argmax(axis=1)
+    present = np.unique(targets)
+
+    measures = {
+        "accuracy": weighted_mean(predicted == targets),
+        "macro_f1": macro_f1(predicted, targets, len(classes)),
+        "nll": weighted_mean(surprise(probabilities, targets)),
+        "brier": weighted_mean(squared_error(probabilities, targets)),
+        "ece": calibration_error(probabilities, targets, bins),
+        "recall": recalls(predicted, targets, len(classes), present),
+        "confusion": confusion_counts(predicted, targets, len(classes)),
+    }
+    if len(present) > 1:
+        measures["macro_auroc"] = macro_auroc(probabilities, targets, present)
+    found = bootstrap(measures, groups, resamples, seed)
+
+    n = count_groups(groups)
+    return Scores(
+        classes=tuple(classes),
+        predictions=len(targets),
+        n=n,
+        accuracy=found["accuracy"].proportion(n),
+        macro_f1=found["macro_f1"].estimate(n),
+        macro_auroc=found["macro_auroc"].estimate(n) if len(present) > 1 else None,
+        nll=found["nll"].estimate(n),
+        brier=found["brier"].estimate(n),
+        ece=found["ece"].estimate(n),
+        recall={
+            classes[c]: found["recall"].proportion(count_groups(groups[targets == c]), place)
+            for place, c in enumerate(present)
+        },
+        confusion=Confusion(found["confusion"].value.astype(np.intp), found["confusion"].low, found["confusion"].high),
+    )
+
+
+def check_fit(probabilities: Floats, targets: Ints, classes: Sequence[str]) -> None:
+    if len(targets) == 0 or probabilities.shape != (len(targets), len(classes)):
+        raise Unscorable(
+            f"probabilities of shape {probabilities.shape} came for {len(targets)} targets and {len(classes)} classes; "
+            "one row per target, one column per class, and at least one row are needed"
+        )
+    if targets.min() < 0 or targets.max() >= len(classes):
+        raise Unscorable(f"targets run from {targets.min()} to {targets.max()}, but there are {len(classes)} classes")
+    if not np.isfinite(probabilities).all():
+        raise Unscorable(f"{(~np.isfinite(probabilities)).any(axis=1).sum()} rows of probabilities are not finite")
+
+
+def paired_difference(
+    correct_a: NDArray[np.bool_],
+    correct_b: NDArray[np.bool_],
+    groups: Groups | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """By how much a is more often right than b, on the same tiles: both are drawn again together."""
+    groups = np.arange(len(correct_a)) if groups is None else groups
+    difference = correct_a.astype(np.float64) - correct_b.astype(np.float64)
+    found = bootstrap({"difference": weighted_mean(difference)}, groups, resamples, seed)
+    return found["difference"].estimate(count_groups(groups))
+
+
+def reliability(
+    probabilities: Floats,
+    targets: Ints,
+    bins: int = 5,
+    groups: Groups | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Reliability:
+    groups = np.arange(len(targets)) if groups is None else groups
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = (probabilities.argmax(axis=1) == targets).astype(np.float64)
+    member = split_by_mass(confidence, bins)  # (N, B)
+    count = member.sum(axis=0)
+
+    def accuracy(weights: Floats) -> Floats:
+        return divide(weights @ (member * correct[:, None]), weights @ member)
+
+    found = bootstrap({"accuracy": accuracy}, groups, resamples, seed)["accuracy"]
+    bars = [found.proportion(count_groups(groups[inside > 0]), b) for b, inside in enumerate(member.T)]
+    return Reliability(
+        confidence=confidence @ member / count,
+        accuracy=np.array([bar.value for bar in bars]),
+        low=np.array([bar.low for bar in bars]),
+        high=np.array([bar.high for bar in bars]),
+        count=count.astype(np.intp),
+    )
+
+
+def risk_coverage(confidence: Floats, correct: NDArray[np.bool_]) -> RiskCoverage:
+    """Answers of equal confidence share their errors, so that the order of the rows doesn't matter."""
+    _, level, count = np.unique(-confidence, return_inverse=True, return_counts=True)
+    errors_at = np.bincount(level, weights=~correct) / count
+    kept = np.arange(1, len(correct) + 1)
+    risk = np.cumsum(np.repeat(errors_at, count)) / kept
+    return RiskCoverage(kept / len(correct), risk, float(risk.mean()))
+
+
+# -- what can be measured under weights ----------------------------------------------------------------------------
+
+
+def weighted_mean(values: NDArray[Any]) -> Measure:
+    return lambda weights: weights @ values.astype(np.float64) / weights.sum(axis=1)
+
+
+def surprise(probabilities: Floats, targets: Ints) -> Floats:
+    of_truth = probabilities[np.arange(len(targets)), targets]
+    return -np.log(np.maximum(of_truth, SMALLEST_PROBABILITY))
+
+
+def squared_error(probabilities: Floats, targets: Ints) -> Floats:
+    truth = np.eye(probabilities.shape[1])[targets]
+    error: Floats = ((probabilities - truth) ** 2).sum(axis=1)
+    return error
+
+
+def confusion_counts(predicted: Ints, targets: Ints, n_classes: int) -> Measure:
+    cells = np.eye(n_classes**2)[targets * n_classes + predicted]  # (N, K*K)
+    return lambda weights: (weights @ cells).reshape(-1, n_classes, n_classes)
+
+
+def recalls(predicted: Ints, targets: Ints, n_classes: int, present: Ints) -> Measure:
+    counts_under = confusion_counts(predicted, targets, n_classes)
+
+    def measure(weights: Floats) -> Floats:
+        counts = counts_under(weights)[:, present]  # (R, present, K)
+        return divide(counts[:, np.arange(len(present)), present], counts.sum(axis=2))
+
+    return measure
+
+
+def macro_f1(predicted: Ints, targets: Ints, n_classes: int) -> Measure:
+    counts_under = confusion_counts(predicted, targets, n_classes)
+
+    def measure(weights: Floats) -> Floats:
+        counts = counts_under(weights)  # (R, K, K)
+        true, named = counts.sum(axis=2), counts.sum(axis=1)  # (R, K)
+        hits = np.diagonal(counts, axis1=1, axis2=2)
+        return mean_of_defined(divide(2 * hits, np.where(true > 0, true + named, 0)))
+
+    return measure
+
+
+def macro_auroc(probabilities: Floats, targets: Ints, present: Ints) -> Measure:
+    areas = [area_under_roc(probabilities[:, c], targets == c) for c in present]
+    return lambda weights: mean_of_defined(np.stack([area(weights) for area in areas], axis=1))
+
+
+def area_under_roc(scores: Floats, is_positive: NDArray[np.bool_]) -> Measure:
+    """The share of pairs of a positive and a negative in which the positive scores higher; ties count half."""
+    positive, negative = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
+    negative = negative[np.argsort(scores[negative])]
+    below = np.searchsorted(scores[negative], scores[positive], "left")
+    up_to = np.searchsorted(scores[negative], scores[positive], "right")
+
+    def measure(weights: Floats) -> Floats:
+        mass = np.cumsum(weights[:, negative], axis=1)
+        mass = np.pad(mass, ((0, 0), (1, 0)))  # (R, negatives + 1)
+        beaten = (mass[:, below] + mass[:, up_to]) / 2  # (R, positives)
+        own = weights[:, positive]
+        return divide((own * beaten).sum(axis=1), own.sum(axis=1) * mass[:, -1])
+
+    return measure
+
+
+def calibration_error(probabilities: Floats, targets: Ints, bins: int) -> Measure:
+    """The bins are those of the whole sample, in every resample."""
+    confidence = probabilities.max(axis=1)
+    gap = confidence - (probabilities.argmax(axis=1) == targets)
+    gap_by_bin = split_by_mass(confidence, bins) * gap[:, None]  # (N, B)
+    return lambda weights: np.abs(weights @ gap_by_bin).sum(axis=1) / weights.sum(axis=1)
+
+
+def split_by_mass(confidence: Floats, bins: int) -> Floats:
+    """Membership (N, B) in bins of about equal size; equal confidences stay together, so bins may be fewer."""
+    edges = np.quantile(confidence, np.arange(1, bins) / bins)
+    place = np.searchsorted(edges, confidence)
+    member = np.eye(bins)[place]
+    return member[:, member.any(axis=0)]
+
+
+def divide(above: Floats, below: Floats) -> Floats:
+    """Undefined (NaN) where a resample holds nothing to divide by."""
+    quotient: Floats = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return quotient
+
+
+def mean_of_defined(values: Floats) -> Floats:
+    """Along the last axis."""
+    defined = ~np.isnan(values)
+    return divide(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1))
+
+
+# -- bootstrap -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a measure gives on the whole sample, and the 2.5th and 97.5th percentile of its draws."""
+
+    value: Floats
+    low: Floats
+    high: Floats
+
+    def estimate(self, n: int, place: int | tuple[()] = ()) -> Estimate:
+        return Estimate(float(self.value[place]), float(self.low[place]), float(self.high[place]), n)
+
+    def proportion(self, n: int, place: int | tuple[()] = ()) -> Estimate:
+        """Where all of n were right, or none, every draw is the same: then the exact binomial limit stands."""
+        found = self.estimate(n, place)
+        low = min(found.low, RARE ** (1 / n)) if found.value == 1 else found.low
+        high = max(found.high, 1 - RARE ** (1 / n)) if found.value == 0 else found.high
+        return Estimate(found.value, low, high, n)
+
+
+def bootstrap(measures: Mapping[str, Measure], groups: Groups, resamples: int, seed: int) -> dict[str, Interval]:
+    draws = resample(measures, groups, resamples, seed)
+    found = {}
+    for name, measure in measures.items():
+        value = measure(np.ones((1, len(groups))))[0]
+        low, high = np.nanquantile(draws[name], [RARE, 1 - RARE], axis=0)
+        # A biased measure, as the calibration error, may lie beyond its percentiles: they are stretched to hold it.
+        found[name] = Interval(value, np.fmin(low, value), np.fmax(high, value))
+    return found
+
+
+def resample(measures: Mapping[str, Measure], groups: Groups, resamples: int, seed: int) -> dict[str, Floats]:
+    """Each measure under every draw of as many groups as there are, with replacement: (resamples, ...)."""
+    parts = [
+        {name: measure(weights) for name, measure in measures.items()}
+        for weights in draw_weights(groups, resamples, seed)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in measures}
+
+
+def draw_weights(groups: Groups, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each row counts, (R, N), in portions that fit the memory."""
+    names, group_of_row = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    portion = max(1, WEIGHTS_AT_ONCE // len(groups))
+    for start in range(0, resamples, portion):
+        size = min(portion, resamples - start)
+        drawn = rng.integers(len(names), size=(size, len(names)))
+        drawn += np.arange(size)[:, None] * len(names)  # each resample counts in places of its own
+        counts = np.bincount(drawn.ravel(), minlength=size * len(names)).reshape(size, -1)
+        yield counts[:, group_of_row].astype(np.float64)
+
+
+def count_groups(groups: Groups) -> int:
+    return len(np.unique(groups))

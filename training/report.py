@@ -1,0 +1,104 @@
+"""The model card: the manifest in words and tables, for people. Nothing in it is typed by hand.
+
+tissue-train report model/default docs/model-card.md
+"""
+
+from itertools import groupby
+from pathlib import Path
+
+from model.artifact import Manifest, Metric
+
+
+def write_card(manifest: Manifest, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_card(manifest))
+
+
+def render_card(m: Manifest) -> str:
+    sections = [
+        f"# Model card: {m.name} {m.version}",
+        "<!-- Written by `tissue-train report` from the artefact's manifest: change that, not this. -->",
+        m.summary,
+        f"**{m.intended_use}**",
+        "## What it takes and gives\n\n" + render_input(m),
+        "## Classes\n\n" + table(["class", "what it is"], [[c.name, c.description] for c in m.classes]),
+        "## What it must not be used for\n\n" + "\n".join(f"- {limit}" for limit in m.limits),
+        "## How good it is\n\n" + render_metrics(m.metrics),
+        "## Calibration, sets and limits\n\n" + render_calibration(m),
+        "## Maps\n\n" + render_maps(m),
+        "## Variants\n\n" + render_variants(m),
+        "## Data\n\n"
+        + table(
+            ["source", "used for", "n", "licence", "origin"],
+            [[d.name, d.use, str(d.n), d.licence, d.origin] for d in m.data],
+        ),
+        f"## Licence of the weights\n\n{m.weights_licence}",
+        "## Made with\n\n" + table(["", "version"], [[name, version] for name, version in m.versions.items()]),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def render_input(m: Manifest) -> str:
+    a = m.architecture
+    sizes = ", ".join(f"{name} {size}" for name, size in a.sizes.items())
+    return (
+        f"Tiles of {m.tile_px} x {m.tile_px} px at {m.tile_mpp} um/px in, calibrated probabilities of {len(m.classes)} "
+        f"classes out. Architecture `{a.kind}`, {a.parameters:,} parameters ({sizes})."
+    )
+
+
+def render_metrics(metrics: list[Metric]) -> str:
+    if not metrics:
+        return "Nothing was held out, so nothing is known."
+    parts = ["In brackets the 95 % interval of a bootstrap; n counts the tiles, or the slides, that were drawn again."]
+    for protocol, group in groupby(metrics, key=lambda metric: metric.protocol):
+        rows = [[x.name, f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]", str(x.n)] for x in group]
+        parts.append(f"### {protocol}\n\n" + table(["", "value", "n"], rows))
+    return "\n\n".join(parts)
+
+
+def render_calibration(m: Manifest) -> str:
+    lines = [
+        f"- Temperature {m.calibration.temperature:.3f}, fitted on n = {m.calibration.n}: {m.calibration.protocol}."
+    ]
+    if m.conformal:
+        c = m.conformal
+        lines.append(
+            f"- Prediction sets for coverages {c.coverages[0]:g} to {c.coverages[-1]:g} (default {c.default:g}), "
+            f"n = {c.n}: {c.protocol}."
+        )
+    g = m.gate
+    lines.append(
+        f"- An answer is `ok` where the tile has at least {g.min_tissue_share:.1%} tissue and a sharpness of "
+        f"{g.min_sharpness:.1f}, and the confidence is at least {g.min_confidence:.2f}: {g.protocol}."
+    )
+    return "\n".join(lines)
+
+
+def render_maps(m: Manifest) -> str:
+    reads = {"class": "the class token", "mean": "the mean of the patches", "both": "the class token and the mean"}
+    evidence = {
+        "exact": "exact: with the class's bias the patches add up to the logit",
+        "first-order": "of first order: it doesn't add up to the logit",
+        "mixed": "exact for what the head reads from the patches, of first order for what it reads from the class "
+        "token: it doesn't add up to the logit",
+    }
+    return (
+        f"The head reads {reads[m.maps.reads]}. Attention and rollout don't depend on the class: they show where "
+        f"information was routed, not why. Evidence is signed, per class, in logit units, and "
+        f"{evidence[m.maps.evidence]}. The default is `{m.maps.default}`."
+    )
+
+
+def render_variants(m: Manifest) -> str:
+    rows = [
+        [name, f"{v.same_label:.4f}", f"{v.mean_probability_change:.5f}", str(v.n)] for name, v in m.variants.items()
+    ]
+    if not rows:
+        return "fp32 only."
+    return "Against fp32:\n\n" + table(["precision", "same label", "mean change of a probability", "tiles"], rows)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,129 @@
+"""A run's folder, from its config to its artefact: what the commands `fit`, `cv` and `export` do.
+
+`runs/<name>/` holds config.json, latest.pt, curve.csv and .png, folds/ with out-of-fold logits, artifact/.
+"""
+
+import colorsys
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Manifest, Metric, TissueClass
+from model.pixels import decode, to_tile
+from model.vit import ViT
+from training import checkpoint, figures
+from training.config import BadConfig, Card, Fit
+from training.export import export
+from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, unmeasured
+from training.fit import Grouping, OutOfFold, TileSet, cross_validate, fit, predict, read_tiles, split
+
+PROTOCOLS = {"course": "425/100/100 per class, the validation part", "fifth": "one random fifth held out"}
+AFTER_TRAINING = {"card", "repeats", "folds"}  # sections that change nothing in what was learnt
+
+
+def fit_and_export(config: Fit, folder: Path) -> Manifest:
+    claim(folder, config)
+    fit(config, folder)
+    figures.draw_curves(folder / "curve.csv", folder / "curve.png", config.name)
+    return export_run(config, folder, folder / "artifact")
+
+
+def claim(folder: Path, config: Fit) -> None:
+    """A folder belongs to one config: going on with another would mix two runs."""
+    path = folder / "config.json"
+    content = json.loads(config.model_dump_json(exclude=AFTER_TRAINING))
+    if path.exists() and (before := json.loads(path.read_text())) != content:
+        different = sorted(key for key in content if content[key] != before.get(key))
+        raise BadConfig(
+            f"{folder} holds a run with other {different}; give this one another name, or remove the folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2))
+
+
+def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], None]) -> list[Metric]:
+    tiles = read_tiles(config)
+    groupings: list[Grouping] = ["random"]
+    if len({record.slide for record in tiles.records if record.slide}) > 1:
+        groupings.append("slide")
+    for grouping in groupings:
+        found = cross_validate(config, tiles, folder / "folds", grouping, tell)
+        keep(found, folder / "folds" / f"{grouping}.npz")
+    findings = find(kept_answers(config, folder, tiles), tiles)
+    (folder / "folds" / "metrics.json").write_text(json.dumps([vars(m) for m in findings.metrics], indent=2))
+    return findings.metrics
+
+
+def keep(found: OutOfFold, path: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        np.savez(file, logits=found.logits, folds=found.folds, sha256=hashes(found.tiles))
+
+    checkpoint.write_atomically(path, write)
+
+
+def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
+    """What `cv` left, if it was run on these very tiles."""
+    answers: list[Answers] = []
+    for grouping in get_args(Grouping):
+        path = folder / "folds" / f"{grouping}.npz"
+        if not path.exists():
+            continue
+        with np.load(path) as kept:
+            if not np.array_equal(kept["sha256"], hashes(tiles)):
+                raise BadConfig(f"{path} was made of other tiles than {config.data.folder} holds now: run cv again")
+            folds = OutOfFold(grouping, tiles, kept["logits"], kept["folds"])
+        answers += answers_of_folds(folds, config.data.doubtful)
+    return answers
+
+
+def hashes(tiles: TileSet) -> NDArray[np.str_]:
+    return np.array([record.sha256 for record in tiles.records])
+
+
+def export_run(config: Fit, folder: Path, target: Path) -> Manifest:
+    tiles = read_tiles(config)
+    vit = ViT(config.model, len(tiles.classes))
+    vit.load_state_dict(checkpoint.read_weights(folder / "latest.pt"))
+    findings = collect_findings(config, folder, tiles, vit)
+    card = complete(config.card, tiles.classes)
+    return export(vit, config.name, card, findings, config.data.tile_mpp, choose_check_tiles(config, tiles), target)
+
+
+def collect_findings(config: Fit, folder: Path, tiles: TileSet, vit: ViT) -> Findings:
+    """From the part that the run held out; else from its folds; else nothing is known."""
+    train, held_out = split(tiles, config)
+    if held_out is not None:
+        answers = answers_of_held_out(train, held_out, predict(vit, held_out.tiles), PROTOCOLS[config.split])
+        return find([answers], tiles)
+    parts = kept_answers(config, folder, tiles)
+    return find(parts, tiles) if parts else unmeasured(tiles)
+
+
+def complete(card: Card, classes: list[str]) -> Card:
+    """Classes that nobody described get their folders' names and a colour each."""
+    if not card.classes:
+        return card.model_copy(update={"classes": [describe(i, len(classes), name) for i, name in enumerate(classes)]})
+    if [c.name for c in card.classes] != classes:
+        raise BadConfig(
+            f"card.classes are {[c.name for c in card.classes]}, the tiles' are {classes}: same order needed"
+        )
+    return card
+
+
+def describe(i: int, n: int, name: str) -> TissueClass:
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(i / n, 0.45, 0.6))
+    return TissueClass(name=name, description=name, color=f"#{red:02x}{green:02x}{blue:02x}")
+
+
+def choose_check_tiles(config: Fit, tiles: TileSet) -> NDArray[np.uint8]:
+    """The labelled tiles, and all images of the card's own folder, cut to the tile's size in the middle."""
+    if config.card.check_tiles is None:
+        return tiles.tiles
+    paths = sorted(path for path in config.card.check_tiles.rglob("*") if path.is_file())
+    px, mpp = config.model.tile_px, config.data.tile_mpp
+    extra = [to_tile(decode(path.read_bytes()), px, mpp, mpp).pixels for path in paths]
+    return np.concatenate([tiles.tiles, np.stack(extra)])
