@@ -137,9 +137,25 @@ def write_openapi(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
     )
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     document["components"]["schemas"] |= {**problem.pop("$defs", {}), "Problem": problem}
+    for operation in _list_operations(document):
+        for parameter in operation.get("parameters", []):
+            parameter["schema"] = _drop_null(parameter["schema"])
     if has_keys:
         _add_key(document)
     return document
+
+
+def _list_operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [operation for operations in document["paths"].values() for operation in operations.values()]
+
+
+def _drop_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter can be left out, but a query string has no null."""
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    if not kinds:
+        return schema
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
+    return {**kinds[0], **rest} if len(kinds) == 1 else {**rest, "anyOf": kinds}
 
 
 def _add_key(document: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from app import docs, metrics, schemas
-from app.answers import describe_attention, describe_input, write_caption
+from app.answers import describe_attention, describe_input, find_thresholds, write_caption
 from app.deadline import DeadlineExceeded, attended
 from app.errors import describe
 from app.intake import Upload, read_image, read_images
@@ -61,6 +61,7 @@ def find_trace(request: Request) -> Trace:
     tags=["Images"],
     summary="Tell which tissue an image shows",
     response_model=schemas.Prediction,
+    response_description="The prediction",
     responses=docs.PREDICT_PROBLEMS,
     openapi_extra=docs.ONE_IMAGE,
 )
@@ -79,6 +80,7 @@ async def predict(request: Request, options: Annotated[schemas.PredictOptions, Q
     tags=["Images"],
     summary="The same for up to 64 images",
     response_model=BatchItems,
+    response_description="One item an image, in order",
     responses=docs.BATCH_PROBLEMS,
     openapi_extra=docs.describe_many_images(MAX_IMAGES),
 )
@@ -86,6 +88,7 @@ async def predict_batch(request: Request, options: Annotated[schemas.PredictOpti
     """One item an image, in order: its prediction, or its own error. A bad image fails alone."""
     service, trace = find_service(request), find_trace(request)
     service.let_in(VIEWS if options.tta else 1)
+    find_thresholds(service.manifest, options.coverage)  # wrong for one is wrong for all
     uploads = await read_images(request, MAX_IMAGES)
     side_by_side = asyncio.Semaphore(SIDE_BY_SIDE)
     deadline = time.monotonic() + service.deadline_s
@@ -117,6 +120,7 @@ def fail_item(upload: Upload, error: Exception, deadline_s: float, request_id: s
     tags=["Images"],
     summary="Show where in an image the model looked",
     response_model=schemas.Attention | schemas.HeadsAttention,
+    response_description="The map, in the form that was asked for",
     responses={200: {"content": docs.MAP_BODIES}, **docs.ATTENTION_PROBLEMS},
     openapi_extra=docs.ONE_IMAGE,
 )
@@ -187,6 +191,7 @@ def draw(
     tags=["Images"],
     summary="Give the numbers behind a prediction",
     response_model=schemas.Features,
+    response_description="The features",
     responses={200: {"content": docs.FEATURE_BODIES}, **docs.FEATURE_PROBLEMS},
     openapi_extra=docs.ONE_IMAGE,
 )

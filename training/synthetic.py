@@ -24,8 +24,8 @@ KINDS = ("Tumor", "Stroma", "Complex", "Lympho", "Debris", "Mucosa", "Adipose", 
 SHIPPED_KINDS = KINDS[:6]
 KATHER_FOLDER = "Kather_texture_2016_image_tiles_5000"
 
-# What one unit of each stain takes from red, green and blue, as optical density (base e). Haematoxylin is Ruifrok and
-# Johnston's (2001); the eosins are the bluest and the reddest of the colon slides that these tiles imitate.
+# What one unit of each stain takes from red, green and blue, as optical density (base e). Haematoxylin is close to
+# Ruifrok and Johnston's (2001); colon slides show eosins from the bluish to the reddish one.
 HAEMATOXYLIN = np.array([1.10, 1.19, 0.60])
 EOSIN_BLUISH = np.array([0.16, 0.95, 0.45])
 EOSIN_REDDISH = np.array([0.14, 1.00, 0.80])
@@ -65,7 +65,7 @@ def draw_tile(kind: int | str, seed: int, tile_px: int = 150) -> NDArray[np.uint
     random = Generator(PCG64([number, seed]))
     side = tile_px + 2 * MARGIN_PX
     canvas = Canvas(np.zeros((side, side)), np.zeros((side, side)), noise(random, side, 2.5), random)
-    PAINTERS[KINDS[number]](canvas)
+    PAINTERS[number](canvas)
     return develop(canvas)
 
 
@@ -205,9 +205,8 @@ def paint_adipose(canvas: Canvas) -> None:
     x, y = scatter(random, side + round(2 * cell_px), cell_px, jitter=0.4)  # with all cells that reach in
     rows, columns = np.mgrid[:side, :side]
     bend = 6 * noise(random, side, 30)
-    distance = np.hypot(
-        columns + bend + cell_px - x[:, None, None], rows + bend + cell_px - y[:, None, None]
-    )  # (n, side, side)
+    x, y = x[:, None, None] - cell_px, y[:, None, None] - cell_px
+    distance = np.hypot(columns + bend - x, rows + bend - y)  # (n, side, side)
     nearest, second = np.partition(distance, 1, axis=0)[:2]
     wall = np.exp(-(((second - nearest) / between(random, 2.5, 5)) ** 2))
     flood(canvas, 0.12 * wall, 0.03 + 0.5 * wall * (1 + 0.3 * canvas.grain))
@@ -218,21 +217,15 @@ def paint_empty(canvas: Canvas) -> None:
     flood(canvas, 0.01, 0.02 + 0.02 * noise(canvas.random, canvas.side, 50))
 
 
-PAINTERS = dict(
-    zip(
-        KINDS,
-        (
-            paint_tumor,
-            paint_stroma,
-            paint_complex,
-            paint_lympho,
-            paint_debris,
-            paint_mucosa,
-            paint_adipose,
-            paint_empty,
-        ),
-        strict=True,
-    )
+PAINTERS = (  # in the order of KINDS
+    paint_tumor,
+    paint_stroma,
+    paint_complex,
+    paint_lympho,
+    paint_debris,
+    paint_mucosa,
+    paint_adipose,
+    paint_empty,
 )
 
 
@@ -466,7 +459,7 @@ def scatter(random: Generator, side: int, apart_px: float, jitter: float) -> tup
     """Places about `apart_px` apart: a hexagonal grid, each point moved by up to `jitter` of that."""
     rows = int(side / (0.87 * apart_px)) + 2
     columns = int(side / apart_px) + 2
-    row, column = np.divmod(random.permutation(rows * columns), columns)
+    row, column = np.divmod(np.argsort(random.random(rows * columns)), columns)
     shift = spread(random, -jitter, jitter, (2, rows * columns)) + random.random((2, 1))
     x, y = apart_px * (column + 0.5 * (row % 2) - 1 + shift[0]), apart_px * (0.87 * (row - 1) + shift[1])
     return keep(x, y, (x > 0) & (x < side) & (y > 0) & (y < side))

@@ -64,6 +64,11 @@ def test_problems_have_their_own_media_type_and_schema(document):
         assert "Retry-After" in document["paths"][path]["post"]["responses"]["503"]["headers"]
 
 
+def test_no_parameter_may_be_null(document):
+    parameters = [p for path in POSTS for p in document["paths"][path]["post"].get("parameters", [])]
+    assert parameters and not any("null" in json.dumps(parameter["schema"]) for parameter in parameters)
+
+
 def test_all_references_lead_somewhere(document):
     def walk(node):
         if isinstance(node, dict):

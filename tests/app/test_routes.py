@@ -191,6 +191,7 @@ def test_features_as_json_and_npy(client, png):
         ("/predict?tat=true", 422, "invalid_parameter"),
         ("/predict?coverage=0.9", 422, "coverage_unavailable"),
         ("/predict?coverage=2", 422, "invalid_parameter"),
+        ("/predict/batch?coverage=0.9", 422, "coverage_unavailable"),
         ("/predict?mpp=0.1", 422, "field_too_small"),
         ("/attention?target=tumor", 422, "unknown_target"),
         ("/attention?method=attention&target=Nerve", 422, "unknown_target"),
