@@ -71,4 +71,7 @@ def test_every_config_is_valid_and_opens_with_its_command(config):
 
     first = config.read_text().splitlines()[0]
     assert re.fullmatch(r"# tissue-train (fit|pretrain|cv) configs/[a-z0-9-]+\.toml", first)
-    read_config(config, [], Pretrain if "[[sources]]" in config.read_text() else Fit)
+    if "[[sources]]" in config.read_text():
+        read_config(config, [], Pretrain)
+    else:
+        read_config(config, [], Fit)

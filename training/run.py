@@ -5,6 +5,7 @@
 
 import colorsys
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, get_args
@@ -16,10 +17,12 @@ from model.artifact import Manifest, Metric, TissueClass
 from model.pixels import decode, to_tile
 from model.vit import ViT
 from training import checkpoint, figures
+from training.calibrate import softmax
 from training.config import BadConfig, Card, Fit
 from training.export import export
 from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, unmeasured
 from training.fit import Grouping, OutOfFold, TileSet, cross_validate, fit, predict, read_tiles, split
+from training.metrics import reliability, score
 
 PROTOCOLS = {"course": "425/100/100 per class, the validation part", "fifth": "one random fifth held out"}
 AFTER_TRAINING = {"card", "repeats", "folds"}  # sections that change nothing in what was learnt
@@ -53,9 +56,29 @@ def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], Non
     for grouping in groupings:
         found = cross_validate(config, tiles, folder / "folds", grouping, tell)
         keep(found, folder / "folds" / f"{grouping}.npz")
-    findings = find(kept_answers(config, folder, tiles), tiles)
+    parts = kept_answers(config, folder, tiles)
+    findings = find(parts, tiles)
     (folder / "folds" / "metrics.json").write_text(json.dumps([vars(m) for m in findings.metrics], indent=2))
+    for part in parts:
+        draw(
+            part, findings.calibration.temperature, tiles.classes, folder / "folds" / re.sub(r"\W+", "-", part.protocol)
+        )
     return findings.metrics
+
+
+def draw(answers: Answers, temperature: float, classes: list[str], folder: Path) -> None:
+    """What was confused with what, what confidence is worth, and the network beside the machines without one."""
+    folder.mkdir(exist_ok=True)
+    probabilities = softmax(answers.logits, temperature)
+    scores = score(probabilities, answers.targets, classes, answers.groups)
+    (folder / "scores.json").write_text(json.dumps(scores.as_dict(), indent=2))
+    figures.draw_confusion(scores, folder / "confusion.png", answers.protocol)
+    found = reliability(probabilities, answers.targets, groups=answers.groups)
+    figures.draw_reliability(found, scores.ece, folder / "reliability.png", answers.protocol)
+    floors = {
+        name: score(floor, answers.targets, classes, answers.groups).accuracy for name, floor in answers.floors.items()
+    }
+    figures.draw_comparison({"network": scores.accuracy, **floors}, folder / "comparison.png", answers.protocol)
 
 
 def keep(found: OutOfFold, path: Path) -> None:

@@ -135,6 +135,22 @@ def test_cancelled_items_cost_no_call() -> None:
     asyncio.run(scenario())
 
 
+def test_who_leaves_during_the_call_is_no_trouble() -> None:
+    async def scenario() -> None:
+        troubles: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
+        async with Rig(max_batch=2) as rig:
+            gone = rig.start(1)
+            await rig.gate.entered()
+            gone.cancel()
+            await step()
+            rig.gate.let_go()
+            assert await rig.ask(2) == [20]
+        assert not troubles
+
+    asyncio.run(scenario())
+
+
 def test_an_error_reaches_exactly_the_waiters_of_its_call() -> None:
     def fail_at_two(items: list[int]) -> list[int]:
         if 2 in items:

@@ -48,6 +48,8 @@ def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_
     assert any("slides out" in protocol for protocol in protocols)
     assert manifest.calibration.n == 30
     assert json.loads((tmp_path / "folds" / "metrics.json").read_text())[0]["name"] == "accuracy"
+    pictures = {path.name for path in (tmp_path / "folds" / "2-x-5-random-folds-all-tiles").iterdir()}
+    assert pictures == {"scores.json", "confusion.png", "reliability.png", "comparison.png"}
 
 
 def test_folds_of_other_tiles_are_refused(small_fit, tmp_path):
