@@ -27,8 +27,24 @@ check: .venv/test.stamp
 train: .venv/test.stamp
 	$(BIN)/tissue-train fit configs/smoke.toml
 
+# Build the container image with the engine that is here, and ask it for everything once: make image TARGET=gpu
+TARGET ?= cpu
+.PHONY: image
+image:
+	deploy/image.sh $(TARGET)
+
+# Renew what the images install: the newest versions that pyproject.toml allows, with their hashes.
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --generate-hashes --custom-compile-command 'make lock'
+.PHONY: lock
+lock: .venv/bin/uv
+	echo onnxruntime | $(LOCK) - --universal --python-version 3.11 --no-emit-package onnxruntime-gpu --output-file requirements.lock
+	$(LOCK) --extra cuda --python-platform linux --python-version 3.13 --output-file requirements-gpu.lock
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+.venv/bin/uv: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet uv
 
 .venv/serve.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable .

@@ -87,7 +87,9 @@ def read_heads(explanations: Explanations) -> Drawable:
 
 
 def read_rollout(explanations: Explanations) -> Drawable:
-    return Drawable("rollout", "share of attention through all layers", False, False, explanations.rollout[0])
+    grid = explanations.rollout[0]
+    spread_evenly = float(grid.mean())  # the residual paths leave a part of it on the class token
+    return Drawable("rollout", "share of attention through all layers", False, False, grid, uniform_level=spread_evenly)
 
 
 def read_evidence(explanations: Explanations, names: list[str], target: int) -> Drawable:

@@ -62,7 +62,9 @@ class Settings(BaseSettings):
         "new work with 503, so that balancers notice; work in hand may then take what is left of its deadline.",
     )
     max_body_mib: float = Field(32, gt=0, le=4096, description="Largest request body, in MiB.")
-    max_megapixels: float = Field(50, gt=0, le=1000, description="Largest picture, in millions of pixels.")
+    max_megapixels: float = Field(
+        50, gt=0, le=178, description="Largest picture, in millions of pixels; Pillow itself stops at 178."
+    )
     decode_threads: int | None = Field(
         None, ge=1, le=256, description="Threads that decode pictures and draw overlays. Unset: one per granted core."
     )

@@ -10,7 +10,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -47,12 +47,19 @@ class Explanations(Predictions):
     evidence: Floats  # (N, K, G, G)
 
 
+class Sessions(NamedTuple):
+    """One graph, open for a caller that comes alone and for many side by side; on a GPU that is the same."""
+
+    alone: ort.InferenceSession
+    crowd: ort.InferenceSession
+
+
 @dataclass(frozen=True)
 class Classifier:
     """Thread-safe: ONNX Runtime lets many threads run one session.
 
-    On a CPU the predict graph is open twice, for callers that come alone and for many side by side: one call on all
-    cores answers soonest, one call a core answers most. Both give the same digits.
+    On a CPU each graph is open twice, for callers that come alone and for many side by side: one call on all cores
+    answers soonest, one call a core answers most. Both give the same digits.
     """
 
     manifest: Manifest
@@ -60,19 +67,19 @@ class Classifier:
     device: Device
     precision: Precision
     intra_threads: int
-    _alone: ort.InferenceSession
-    _crowd: ort.InferenceSession
-    _explain: ort.InferenceSession
+    _predict: Sessions
+    _explain: Sessions
 
     def predict(self, tiles: Tiles, *, alone: bool = True) -> Predictions:
-        return Predictions(*self._run(self._alone if alone else self._crowd, {"tiles": tiles}))
+        return Predictions(*self._run(self._predict, alone, {"tiles": tiles}))
 
-    def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None) -> Explanations:
+    def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None, *, alone: bool = True) -> Explanations:
         if keep is None:
             keep = np.ones((len(tiles), self.manifest.grid**2), bool)
-        return Explanations(*self._run(self._explain, {"tiles": tiles, "keep": keep}))
+        return Explanations(*self._run(self._explain, alone, {"tiles": tiles, "keep": keep}))
 
-    def _run(self, session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
+    def _run(self, sessions: Sessions, alone: bool, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
+        session = sessions.alone if alone else sessions.crowd
         if self.device == "cpu":
             return list(session.run(None, inputs))
         return run_bound(session, inputs)
@@ -96,21 +103,24 @@ def open_classifier(
     predict = path / manifest.file("predict", precision).path
     # int8 is for speed; a map is asked for to be looked at, and there is no int8 of it
     explain = path / manifest.file("explain", "fp16" if precision == "fp16" else "fp32").path
-    alone = open_session(predict, chosen, threads)
-    crowd = alone if chosen == "cuda" or threads == 1 else open_session(predict, chosen, 1)
     classifier = Classifier(
         manifest,
         digest(path / MANIFEST),
         chosen,
         precision,
         threads,
-        alone,
-        crowd,
-        open_session(explain, chosen, threads),
+        open_sessions(predict, chosen, threads),
+        open_sessions(explain, chosen, threads),
     )
     check_shapes(classifier)
     check_golden(classifier, load_golden(path, manifest))
     return classifier
+
+
+def open_sessions(path: Path, device: Device, threads: int) -> Sessions:
+    alone = open_session(path, device, threads)
+    crowd = alone if device == "cuda" or threads == 1 else open_session(path, device, 1)
+    return Sessions(alone, crowd)
 
 
 def open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
