@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -245,7 +245,8 @@ def read_environment(**variables: str) -> dict[str, str]:
 
 
 class TestKubernetes:
-    documents = {document["kind"]: document for document in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").open())}
+    text = (DEPLOY / "kubernetes.yaml").read_text()
+    documents: ClassVar = {document["kind"]: document for document in yaml.safe_load_all(text)}
     pod = documents["Deployment"]["spec"]["template"]["spec"]
     container = pod["containers"][0]
 
@@ -283,7 +284,7 @@ class TestKubernetes:
 
 class TestPrometheus:
     config = read_yaml(DEPLOY / "prometheus" / "prometheus.yml")
-    rules = [rule for group in read_yaml(DEPLOY / "prometheus" / "alerts.yml")["groups"] for rule in group["rules"]]
+    rules: ClassVar = read_yaml(DEPLOY / "prometheus" / "alerts.yml")["groups"][0]["rules"]
 
     def test_scrapes_the_service_of_the_compose_file_with_its_key(self):
         (job,) = self.config["scrape_configs"]
@@ -337,14 +338,16 @@ class TestProxy:
         return int(match[1])
 
 
-class TestSmoke:
-    @pytest.fixture(scope="class")
-    def url(self, tiny_artifact, tmp_path_factory) -> Iterator[str]:
-        keys = tmp_path_factory.mktemp("keys") / "keys"
-        keys.write_text("sesame\n")
-        with start(artifact=tiny_artifact, api_keys_file=keys) as process:
-            yield process.url
+@pytest.fixture(scope="module")
+def url(tiny_artifact, tmp_path_factory) -> Iterator[str]:
+    """Of a service that asks for the key `sesame`."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("sesame\n")
+    with start(artifact=tiny_artifact, api_keys_file=keys) as process:
+        yield process.url
 
+
+class TestSmoke:
     def test_a_service_that_works_passes(self, url):
         done = run_smoke(url, "--api-key", "sesame")
         assert done.returncode == 0, done.stderr

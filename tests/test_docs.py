@@ -9,7 +9,7 @@ import typer
 from app.__main__ import cli as tissue
 from app.errors import HTTP_KINDS, KINDS
 from app.routes import router
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, SHIPPED_ARTIFACT, Settings
 from training.__main__ import cli as tissue_train
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +75,10 @@ def test_every_config_is_valid_and_opens_with_its_command(config):
         read_config(config, [], Pretrain)
     else:
         read_config(config, [], Fit)
+
+
+def test_the_model_card_is_that_of_the_shipped_artefact():
+    from model.artifact import read_manifest
+    from training.report import render_card
+
+    assert (ROOT / "docs" / "model-card.md").read_text() == render_card(read_manifest(SHIPPED_ARTIFACT))
