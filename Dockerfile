@@ -32,7 +32,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM base AS service
 COPY deploy/healthcheck.py /opt/healthcheck.py
+# onnxruntime 1.29 and later tell their maker about the model and the machine unless told not to, before they start.
 ENV PATH=/opt/tissue/bin:$PATH \
+    ORT_DISABLE_TELEMETRY=1 \
     TISSUE_HOST=0.0.0.0
 ARG VERSION=0.1.0
 ARG REVISION=unknown

@@ -27,6 +27,7 @@ from tests.app.conftest import PATIENCE_S, start
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
+GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 LONGEST_STOP_S = (DEFAULTS["drain_ms"] + DEFAULTS["deadline_ms"]) / 1000
@@ -122,6 +123,10 @@ class TestDockerfile:
         names = {name for env in find(target, "ENV") for name in re.findall(r"(\w+)=", env)}
         assert "TISSUE_HOST" in names
         refuse_unknown_variables(dict.fromkeys(names, ""))
+
+    @pytest.mark.parametrize("target", ["cpu", "gpu"])
+    def test_nothing_is_told_to_anybody(self, target):
+        assert any("ORT_DISABLE_TELEMETRY=1" in env for env in find(target, "ENV"))
 
     def test_the_version_is_that_of_the_package(self):
         assert f"VERSION={PROJECT['version']}" in find("cpu", "ARG")
@@ -230,6 +235,12 @@ class TestCompose:
         assert compose["services"]["tissue"]["secrets"] == [Path(environment["TISSUE_API_KEYS_FILE"]).name]
         assert compose["secrets"]["api_keys"] == compose["secrets"]["metrics_key"] == {"file": "/keys"}
 
+    def test_every_variable_that_is_no_setting_is_documented(self):
+        names = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+        own = {name for name in names if not name.startswith("TISSUE_")}
+        assert own == {"LIMIT_CPUS", "LIMIT_MEMORY", "PROMETHEUS_PORT", "METRICS_KEY_FILE"}
+        assert all(f"| `{name}` |" in GUIDE for name in own)
+
     def test_the_gpu_is_reserved(self):
         service = read_compose()["services"]["tissue-gpu"]
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
@@ -305,6 +316,9 @@ class TestPrometheus:
         assert codes and codes <= {kind.code for kind in kinds}
         assert set(re.findall(r'status="(\d+)"', expressions)) <= {str(kind.status) for kind in kinds}
 
+    def test_every_alert_is_explained(self):
+        assert all(f"| `{rule['alert']}` |" in GUIDE for rule in self.rules)
+
     def test_every_rule_is_tried_both_ways(self):
         tests = read_yaml(DEPLOY / "prometheus" / "alerts.test.yml")["tests"]
         names = {rule["alert"] for rule in self.rules}
@@ -316,8 +330,8 @@ class TestPrometheus:
     @pytest.mark.skipif(not shutil.which("promtool"), reason="there is no promtool: Debian's package is `prometheus`")
     def test_promtool_agrees(self):
         subprocess.run(["promtool", "test", "rules", DEPLOY / "prometheus" / "alerts.test.yml"], check=True)
-        config = ["promtool", "check", "config", "--syntax-only", DEPLOY / "prometheus" / "prometheus.yml"]
-        subprocess.run(config, check=True)
+        config = str(DEPLOY / "prometheus" / "prometheus.yml")
+        subprocess.run(["promtool", "check", "config", "--syntax-only", config], check=True)
 
 
 class TestProxy:
@@ -378,7 +392,7 @@ class TestSmoke:
 
 
 def run_smoke(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, DEPLOY / "smoke.py", *arguments]
+    command = [sys.executable, str(DEPLOY / "smoke.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
@@ -388,7 +402,7 @@ def run_healthcheck(port: str) -> subprocess.CompletedProcess[bytes]:
     assert python == "python"
     environ = {**os.environ, "TISSUE_PORT": port}
     return subprocess.run(
-        [sys.executable, *options, DEPLOY / "healthcheck.py"], env=environ, capture_output=True, timeout=PATIENCE_S
+        [sys.executable, *options, str(DEPLOY / "healthcheck.py")], env=environ, capture_output=True, timeout=PATIENCE_S
     )
 
 

@@ -3,6 +3,7 @@
 Nothing is written to the target unless the graphs agree with torch, with each other and with what they were asked for.
 """
 
+import copy
 import hashlib
 import itertools
 import logging
@@ -50,7 +51,7 @@ from training.synthetic import draw_tile
 OPSET = 20  # from 23 on attention becomes one fused operator that keeps its weights to itself
 PARITY_BATCHES = (1, 2, 5)
 LOGIT_TOLERANCE = 1e-4
-MAP_TOLERANCE = 1e-5
+MAP_TOLERANCE = 5e-5  # float32 itself moves a sharp attention weight by up to 4e-5, measured against float64
 EXTERNAL_FROM_BYTES = 1024  # smaller tensors stay in the graph
 # What the golden tile's probabilities may differ by: other processors, kernels and TF32 are allowed for, no more.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 2e-3, "fp16": 2e-2, "int8": 1e-1}
@@ -240,19 +241,23 @@ def write_fp16(folder: Path) -> list[File]:
 
 @torch.no_grad()
 def check_parity(vit: ViT, temperature: float, tiles: Tiles, folder: Path) -> None:
-    """The same tiles through torch, predict.onnx and explain.onnx: same labels, logits and maps within tolerance."""
+    """The same tiles through torch, predict.onnx and explain.onnx: same labels, logits and maps within tolerance.
+
+    Torch computes in float64 here, so that only the graphs' own rounding counts.
+    """
+    reference = ExplainGraph(copy.deepcopy(vit).double(), temperature)
     sessions = {role: ort.InferenceSession(folder / f"{role}.onnx", cpu_options()) for role in ("predict", "explain")}
     start = 0
     for size in itertools.cycle(PARITY_BATCHES):
         if start >= len(tiles):
             return
-        compare(vit, temperature, tiles[start : start + size], sessions)
+        compare(reference, tiles[start : start + size], sessions)
         start += size
 
 
-def compare(vit: ViT, temperature: float, tiles: Tiles, sessions: dict[str, ort.InferenceSession]) -> None:
-    keep = np.ones((len(tiles), vit.config.grid**2), bool)
-    expected = ExplainGraph(vit, temperature)(torch.from_numpy(tiles), torch.from_numpy(keep))
+def compare(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, ort.InferenceSession]) -> None:
+    keep = np.ones((len(tiles), reference.vit.config.grid**2), bool)
+    expected = reference(torch.from_numpy(tiles), torch.from_numpy(keep))
     predicted = dict(zip(Prediction._fields, sessions["predict"].run(None, {"tiles": tiles}), strict=True))
     explained = dict(
         zip(Explanation._fields, sessions["explain"].run(None, {"tiles": tiles, "keep": keep}), strict=True)
