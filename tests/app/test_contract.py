@@ -4,7 +4,6 @@ This module is also what it gets its images from. For many more cases than here:
 `SCHEMATHESIS_HOOKS=tests.app.test_contract schemathesis --config-file tests/app/schemathesis.toml run URL -n 300`
 """
 
-
 import os
 import subprocess
 import sys
