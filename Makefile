@@ -21,6 +21,7 @@ check: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 # Train a small network on generated tiles and export it: three minutes that show the whole way.
 .PHONY: train

@@ -86,7 +86,7 @@ def _name_values(annotation: Any) -> str:
         return "|".join(_name_values(part) for part in get_args(annotation) if part is not types.NoneType)
     if get_origin(annotation) is Annotated:
         return _name_values(get_args(annotation)[0])
-    if issubclass(annotation, enum.Enum):
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return "|".join(str(member.value) for member in annotation)
     return str(annotation.__name__).lower() if annotation is not str else "text"
 

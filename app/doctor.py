@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime as ort
 
 from app.settings import Settings
 from model.artifact import CorruptArtifact, read_manifest, verify_files
+from model.runtime import ort
 from model.session import Classifier, DeviceUnavailable, available_cores, has_nvidia_driver, open_classifier
 
 MEASURE_S = 1.0  # long enough that one pause of the scheduler doesn't count

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
 from model.artifact import MANIFEST, CorruptArtifact, Manifest, Precision, digest, read_manifest, verify_files
+from model.runtime import ort
 
 Device = Literal["cpu", "cuda"]
 Floats = NDArray[np.float32]

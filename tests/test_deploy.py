@@ -173,7 +173,8 @@ class TestLocks:
         cpu, gpu = read_lock("requirements.lock"), read_lock("requirements-gpu.lock")
         assert "onnxruntime-gpu" not in cpu
         assert "onnxruntime" not in gpu
-        assert {"nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cuda-runtime"} <= set(gpu)
+        for library in ("nvidia-cublas", "nvidia-cudnn", "nvidia-cuda-runtime"):
+            assert any(name.startswith(library) for name in gpu), library
 
     @pytest.mark.parametrize("name", ["requirements.lock", "requirements-gpu.lock"])
     def test_training_and_testing_stay_outside(self, name):

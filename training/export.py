@@ -21,7 +21,6 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper
@@ -41,6 +40,7 @@ from model.artifact import (
     write_manifest,
 )
 from model.graph import ExplainGraph, Explanation, PredictGraph, Prediction
+from model.runtime import ort
 from model.session import open_classifier
 from model.vit import ViT
 from training.config import Card

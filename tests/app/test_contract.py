@@ -7,7 +7,6 @@ This module is also what it gets its images from. For many more cases than here:
 import os
 import subprocess
 import sys
-
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +35,15 @@ def test_the_service_keeps_what_its_document_promises(server, tmp_path):
     config = Path(__file__).with_name("schemathesis.toml")
     options = ["--no-color", "--report=ndjson", f"--report-ndjson-path={tmp_path / 'report'}"]
     run = subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", f"--config-file={config}", "run", f"{server.url}/openapi.json"]
-        + options,
+        [
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            f"--config-file={config}",
+            "run",
+            f"{server.url}/openapi.json",
+            *options,
+        ],
         cwd=ROOT,
         env=os.environ | {"SCHEMATHESIS_HOOKS": __name__},
         capture_output=True,
