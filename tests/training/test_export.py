@@ -36,7 +36,8 @@ def graphs(vit, tmp_path_factory):
 def test_both_graphs_share_one_weights_file_and_name_no_path(graphs):
     assert sorted(p.name for p in graphs.iterdir()) == ["explain.onnx", "predict.onnx", "weights.bin"]
     parameters = 4 * sum(p.numel() for p in ViT(ViTConfig(width=32, layers=2, heads=2, pool="both"), 3).parameters())
-    assert (graphs / "weights.bin").stat().st_size < 1.1 * parameters
+    # evidence needs some matrices the other way round as well; two copies of all would be twice the size
+    assert (graphs / "weights.bin").stat().st_size < 1.3 * parameters
     for name in ("predict.onnx", "explain.onnx"):
         assert b".py" not in (graphs / name).read_bytes()
 
