@@ -155,9 +155,9 @@ def warm(classifier: Classifier, max_batch: int) -> None:
     side = classifier.manifest.tile_px
     for size in [size for size in CUDA_BATCHES if size < max_batch] + [max_batch]:
         tiles = np.full((size, side, side, 3), 255, np.uint8)
-        for alone in (True, False):
-            classifier.predict(tiles, alone=alone)
-            classifier.explain(tiles, alone=alone)
+        classifier.predict(tiles, alone=True)
+        classifier.predict(tiles, alone=False)
+        classifier.explain(tiles)
 
 
 def count_call(metrics: Metrics, call: Call[Graph]) -> None:

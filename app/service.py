@@ -66,7 +66,7 @@ def answer_questions(
         tiles = questions[0].pixels[None] if len(questions) == 1 else np.stack([q.pixels for q in questions])
         if graph == "predict":
             return split(classifier.predict(tiles, alone=alone))
-        return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid), alone=alone))
+        return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid)))
 
     return run
 

@@ -58,8 +58,9 @@ class Sessions(NamedTuple):
 class Classifier:
     """Thread-safe: ONNX Runtime lets many threads run one session.
 
-    On a CPU each graph is open twice, for callers that come alone and for many side by side: one call on all cores
-    answers soonest, one call a core answers most. Both give the same digits.
+    On a CPU the predict graph is open twice, for callers that come alone and for many side by side: one call on all
+    cores answers soonest, one call a core answers most. Both give the same digits. Of the explain graph they wouldn't
+    (sums of its maps are split among threads), so that is open once, with one thread.
     """
 
     manifest: Manifest
@@ -68,18 +69,17 @@ class Classifier:
     precision: Precision
     intra_threads: int
     _predict: Sessions
-    _explain: Sessions
+    _explain: ort.InferenceSession
 
     def predict(self, tiles: Tiles, *, alone: bool = True) -> Predictions:
-        return Predictions(*self._run(self._predict, alone, {"tiles": tiles}))
+        return Predictions(*self._run(self._predict.alone if alone else self._predict.crowd, {"tiles": tiles}))
 
-    def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None, *, alone: bool = True) -> Explanations:
+    def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None) -> Explanations:
         if keep is None:
             keep = np.ones((len(tiles), self.manifest.grid**2), bool)
-        return Explanations(*self._run(self._explain, alone, {"tiles": tiles, "keep": keep}))
+        return Explanations(*self._run(self._explain, {"tiles": tiles, "keep": keep}))
 
-    def _run(self, sessions: Sessions, alone: bool, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
-        session = sessions.alone if alone else sessions.crowd
+    def _run(self, session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
         if self.device == "cpu":
             return list(session.run(None, inputs))
         return run_bound(session, inputs)
@@ -110,7 +110,7 @@ def open_classifier(
         precision,
         threads,
         open_sessions(predict, chosen, threads),
-        open_sessions(explain, chosen, threads),
+        open_session(explain, chosen, 1),
     )
     check_shapes(classifier)
     check_golden(classifier, load_golden(path, manifest))

@@ -45,9 +45,10 @@ def request_head(path: str, *headers: str) -> bytes:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_same_bytes_same_answer_whatever_else_is_in_the_queue(tiny_artifact, pictures, precision):
     with start(artifact=tiny_artifact, precision=precision) as process:
-        alone = [read_answer(post(process, "/predict", picture)) for picture in pictures]
-        crowd = post_at_once(process, "/predict", pictures * 6)
-        assert [read_answer(response) for response in crowd] == alone * 6
+        for path in ("/predict", "/attention?method=evidence", "/attention?method=rollout"):
+            alone = [read_answer(post(process, path, picture)) for picture in pictures]
+            crowd = post_at_once(process, path, pictures * 6)
+            assert [read_answer(response) for response in crowd] == alone * 6
 
 
 def test_seven_good_ones_and_a_bad_one(server, pictures):
