@@ -42,6 +42,9 @@ log = logging.getLogger("tissue")
 
 KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which else reuse a connection as it is closed
 CUDA_BATCH = 32
+# A thread that comes back from a model call waits so long for an event loop that is busy with refusing; Python's own
+# 5 ms are half a call.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -244,6 +247,7 @@ def is_loopback(host: str) -> bool:
 
 def run_worker(settings: Settings, listener: socket.socket, *, obeys_ctrl_c: bool = True) -> None:
     """One process that answers. The service is opened outside of uvicorn, so that what fails is raised as it is."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
