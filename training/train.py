@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from training import checkpoint
 from training.config import Optimisation
@@ -141,7 +142,7 @@ def build_optimiser(model: nn.Module, how: Optimisation) -> torch.optim.AdamW:
         is_matrix = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in tables
         (decayed if is_matrix else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=how.learning_rate, betas=(0.9, 0.999))
+    return torch.optim.AdamW(groups, lr=how.learning_rate, betas=(0.9, 0.999), fused=True)
 
 
 def learning_rate(step: int, how: Optimisation) -> float:
@@ -155,8 +156,8 @@ def learning_rate(step: int, how: Optimisation) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     decay = min(decay, (1 + step) / (10 + step))  # the first steps count little
-    for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        mean.lerp_(now, 1 - decay)
+    average_into = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average_into(list(average.state_dict().values()), list(model.state_dict().values()), step)
 
 
 def progress_bar(console: Console) -> Progress:
