@@ -24,7 +24,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, external_data_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from torch import Tensor, nn
 
@@ -210,6 +209,8 @@ def move_out(tensor: TensorProto, file: BinaryIO, offsets: dict[bytes, int], nam
 
 def write_int8(folder: Path) -> File:
     """Dynamic, per channel, products of matrices only: 1.5 to 2.3 times as fast where the processor has VNNI."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # after model.runtime, which silences it
+
     target = folder / "predict.int8.onnx"
     with tempfile.TemporaryDirectory() as temporary:
         plain = Path(temporary) / "plain.onnx"
