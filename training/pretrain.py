@@ -163,7 +163,7 @@ class Cutter:
 
     def cut_at(self, field: Field, left: float, top: float, side: float, turn: int = 0) -> Cut:
         box = (left, top, left + side, top + side)
-        tile = np.asarray(Image.fromarray(field.pixels).resize((self.tile_px,) * 2, Image.Resampling.BILINEAR, box))
+        tile = np.asarray(Image.fromarray(field.pixels).resize((self.tile_px,) * 2, Image.Resampling.BICUBIC, box))
         patches = self.label_patches(field, left, top, side)
         return Cut(symmetry(tile, turn), field.label, symmetry(patches, turn), self.label_by_rule(field, patches))
 

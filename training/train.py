@@ -157,7 +157,11 @@ def learning_rate(step: int, how: Optimisation) -> float:
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     decay = min(decay, (1 + step) / (10 + step))  # the first steps count little
     average_into = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average_into(list(average.state_dict().values()), list(model.state_dict().values()), step)
+    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    kept, newest = zip(
+        *[pair for pair in pairs if pair[0].is_floating_point()], strict=True
+    )  # norms also count batches
+    average_into(list(kept), list(newest), step)
 
 
 def progress_bar(console: Console) -> Progress:
