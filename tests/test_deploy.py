@@ -249,6 +249,19 @@ class TestCompose:
         assert service["build"]["target"] == "gpu"
 
 
+@pytest.mark.parametrize("command", ["docker compose", "podman-compose"])
+def test_an_engine_reads_the_compose_file(command):
+    config = [*command.split(), "--file", str(ROOT / "docker-compose.yml"), "--profile", "gpu", "config"]
+    if not shutil.which(config[0]) or subprocess.run([*config, "--help"], capture_output=True).returncode:
+        pytest.skip(f"there is no `{command}` here that can show what it read")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("TISSUE_")}
+    done = subprocess.run(config, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    service = yaml.safe_load(done.stdout)["services"]["tissue"]
+    assert service["read_only"] is True
+    assert not any(name.startswith("TISSUE_A") for name in service["environment"])
+
+
 def read_environment(**variables: str) -> dict[str, str]:
     """What the service's container gets, with the names that are passed on where they are set."""
     entries = read_compose(**variables)["services"]["tissue"]["environment"]

@@ -28,7 +28,9 @@ ENVIRON = {
     "TISSUE_DRAIN_MS": "0",
 }
 # The same commands at a size that takes seconds.
-SMALL = " repeats=1 model.width=32 model.layers=1 model.heads=2 optimisation.steps=2 optimisation.batch=8 card.int8=false"
+SMALL = (
+    " repeats=1 model.width=32 model.layers=1 model.heads=2 optimisation.steps=2 optimisation.batch=8 card.int8=false"
+)
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
@@ -97,7 +99,9 @@ def look_the_same(picture: Path, other: Path) -> bool:
 
 def test_no_command_is_left_out():
     tried = {
-        *starting_with("make ", "cp ", "curl ", "tissue ", "tissue-train ", "TISSUE_ARTIFACT=runs/mine/artifact tissue"),
+        *starting_with(
+            "make ", "cp ", "curl ", "tissue ", "tissue-train ", "TISSUE_ARTIFACT=runs/mine/artifact tissue"
+        ),
         "python -m pip install .",  # below
         "docker compose up",  # in test_deploy.py
         ". .venv/bin/activate",
@@ -179,5 +183,7 @@ def test_the_package_brings_all_that_serving_needs(tmp_path):
     for folder in ("app/web", "model/default"):
         wanted = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert wanted <= listed
-    shown = run(f"env PYTHONPATH={installed} {sys.executable} -P -m app predict {SHIPPED_ARTIFACT}/golden.png", tmp_path)
+    shown = run(
+        f"env PYTHONPATH={installed} {sys.executable} -P -m app predict {SHIPPED_ARTIFACT}/golden.png", tmp_path
+    )
     assert "Tumor" in shown
