@@ -189,8 +189,10 @@ class Server(uvicorn.Server):
         if sig == signal.SIGINT and not self._obeys_ctrl_c:
             return
         if self._closes_at < math.inf:
-            log.warning("stopped at once by a second signal")
-            os._exit(1)  # threads in a model call or a decoder would keep the process for as long as they take
+            try:
+                log.warning("stopped at once by a second signal")
+            finally:  # it fails where the first signal's line is still being written
+                os._exit(1)  # threads in a model call or a decoder would keep the process for as long as they take
         # First of all, since the second signal may come while the first is still dealt with. Nobody balances load
         # onto a terminal, so Ctrl-C need not wait.
         self._closes_at = time.monotonic() + (0 if sig == signal.SIGINT else self._drain_s)

@@ -12,6 +12,7 @@ import pytest
 
 from app.main import bind, is_loopback
 from app.settings import Settings
+from tests.app import conftest
 from tests.app.conftest import PATIENCE_S, Process, start
 
 IMAGE = {"Content-Type": "image/png"}
@@ -177,6 +178,32 @@ def test_a_second_signal_ends_at_once(tiny_artifact):
     with start(artifact=tiny_artifact, drain_ms=60_000) as process:
         process.send(signal.SIGTERM)
         process.wait_for("stopping")
+        process.send(signal.SIGTERM)
+        assert process.wait() == 1
+
+
+SERVE_WITH_A_SECOND_SIGNAL = """
+import io, os, signal, sys
+from app.main import serve
+from app.settings import Settings
+
+class Stderr(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def write(self, line):
+        if b"stopping" in bytes(line):
+            signal.raise_signal(signal.SIGTERM)
+        return os.write(2, line)
+
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Stderr()), line_buffering=True)
+serve(Settings())
+"""
+
+
+def test_a_second_signal_ends_at_once_while_the_first_is_being_logged(tiny_artifact, monkeypatch):
+    monkeypatch.setattr(conftest, "SERVE", SERVE_WITH_A_SECOND_SIGNAL)
+    with start(artifact=tiny_artifact, drain_ms=60_000) as process:
         process.send(signal.SIGTERM)
         assert process.wait() == 1
 
