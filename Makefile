@@ -41,8 +41,10 @@ lock: .venv/bin/uv
 	echo onnxruntime | $(LOCK) - --universal --python-version 3.11 --no-emit-package onnxruntime-gpu --output-file requirements.lock
 	$(LOCK) --extra cuda --python-platform linux --python-version 3.13 --output-file requirements-gpu.lock
 
+# Half an environment would be taken for a whole one the next time.
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit("tissue needs Python 3.11 or newer: make PYTHON=python3.13")'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/bin/uv: | .venv/bin/python
 	$(BIN)/python -m pip install --quiet uv
