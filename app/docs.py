@@ -113,7 +113,7 @@ BATCH_PROBLEMS = describe_problems(*_BODY, *_WORK, "coverage_unavailable")
 FEATURE_PROBLEMS = describe_problems(*_BODY, *_WORK, *_IMAGE, "not_acceptable")
 ATTENTION_PROBLEMS = describe_problems(
     *(*_BODY, *_WORK, *_IMAGE, "not_acceptable", "coverage_unavailable"),
-    *("unknown_target", "layer_out_of_range", "unsuitable_options"),
+    *("unknown_target", "method_unavailable", "layer_out_of_range", "unsuitable_options"),
 )
 CARD_PROBLEMS = describe_problems("unauthorized", "internal_error")
 READY_PROBLEMS = describe_problems("not_ready", "shutting_down", "queue_full", "internal_error")

@@ -20,7 +20,7 @@ from app.answers import CoverageUnavailable
 from app.batcher import QueueFull, ShuttingDown
 from app.deadline import ClientHungUp, DeadlineExceeded
 from app.intake import EmptyBody, MalformedForm, StalledUpload, TooManyImages, WrongContentType, WrongField
-from app.maps import LayerOutOfRange, TargetUnknown
+from app.maps import LayerOutOfRange, MethodUnavailable, TargetUnknown
 from app.middleware import BodyTooLarge, WrongKey
 from app.negotiation import NothingAcceptable
 from app.service import NotReady, UnsuitableOptions
@@ -58,6 +58,7 @@ KINDS: dict[type[Exception], Kind] = {
     WrongField: Kind(422, "wrong_field", "The form field has another name"),
     TooManyImages: Kind(422, "too_many_images", "There are too many images"),
     TargetUnknown: Kind(422, "unknown_target", "There is no such class"),
+    MethodUnavailable: Kind(422, "method_unavailable", "The model has no such map"),
     LayerOutOfRange: Kind(422, "layer_out_of_range", "There is no such layer or head"),
     UnsuitableOptions: Kind(422, "unsuitable_options", "The options don't go together"),
     UnsupportedFormat: Kind(415, "unsupported_format", "The image format is not supported"),

@@ -26,6 +26,10 @@ class LayerOutOfRange(ValueError):
     pass
 
 
+class MethodUnavailable(ValueError):
+    pass
+
+
 @dataclass(frozen=True)
 class Drawable:
     """A map and what must be said with it."""
@@ -120,6 +124,15 @@ def read_occlusion(
     return Drawable("occlusion", "fall of the logit without the patch", True, True, grid, target=names[target])
 
 
+def check_method(method: Method, methods: Sequence[Method], architecture: str) -> None:
+    if method not in methods:
+        raise MethodUnavailable(
+            f"this model ({architecture}) has no {method}: it works without tokens that attend to each other; "
+            f"the methods it has are {', '.join(methods)}"
+        )
+
+
 def check_range(name: str, index: int, count: int) -> None:
     if not 0 <= index < count:
-        raise LayerOutOfRange(f"{name} {index} is out of range: this model has {count}, numbered from 0 to {count - 1}")
+        known = f"{count}, numbered from 0 to {count - 1}" if count else "none"
+        raise LayerOutOfRange(f"{name} {index} is out of range: this model has {known}")

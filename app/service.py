@@ -164,6 +164,7 @@ class Service:
 
     def _check_options(self, options: MapOptions, tta: bool) -> None:
         """All that can be refused before the picture costs anything."""
+        maps.check_method(options.method, self.manifest.maps.methods, self.manifest.architecture.kind)
         if options.target is not None:
             maps.find_class(self.manifest.class_names, options.target)
         if options.layer is not None:

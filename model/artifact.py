@@ -14,6 +14,8 @@ MANIFEST = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 Role = Literal["predict", "explain", "weights", "golden", "licence"]
+MapMethod = Literal["attention", "rollout", "evidence", "occlusion"]
+Removal = Literal["token", "pixels", "pixels and token"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,7 +34,7 @@ class TissueClass(Part):
 
 
 class Architecture(Part):
-    kind: str  # "vit"
+    kind: str  # "vit", "msht", "poolformer", "convmixer", "resnet"
     sizes: dict[str, int | float | str | list[float]]
     parameters: int
 
@@ -105,7 +107,9 @@ class Golden(Part):
 class Maps(Part):
     evidence: Literal["exact", "first-order", "mixed"]  # exact: with the bias it adds up to the logit
     default: Literal["attention", "rollout", "evidence"]
-    reads: Literal["class", "mean", "both"]  # the tokens that the head reads
+    reads: Literal["class", "mean", "both"]  # the tokens that the head reads; the mean of its cells, where it has none
+    methods: list[MapMethod] = ["attention", "rollout", "evidence", "occlusion"]  # those that can be asked for
+    removal: Removal = "token"  # what `keep` takes away: the patch's token, or its pixels (filled with the mean colour)
 
 
 class Manifest(Part):
@@ -144,6 +148,8 @@ class Manifest(Part):
             raise ValueError(f"golden has {len(self.golden.probabilities)} probabilities for {len(names)} classes")
         if self.tile_px % self.grid:
             raise ValueError(f"tile_px {self.tile_px} is not a multiple of the grid {self.grid}")
+        if self.maps.default not in self.maps.methods:
+            raise ValueError(f"the default map {self.maps.default} is none of the methods {self.maps.methods}")
         if self.conformal and any(len(row) != len(names) for row in self.conformal.thresholds):
             raise ValueError("conformal thresholds must be one per class")
         return self

@@ -1,6 +1,7 @@
 """The network as it is shipped: uint8 tiles in, calibrated probabilities and maps out, nothing left to the caller.
 
-`PredictGraph` and `ExplainGraph` wrap one trained ViT; `training.export` turns each into an ONNX file.
+`PredictGraph` and `ExplainGraph` wrap one trained network; `training.export` turns each into an ONNX file. Which maps
+there are depends on the network: one without tokens has no attention, and its evidence is exact.
 """
 
 import math
@@ -10,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.vit import Block, Output, ViT, patch_shares
+from model import convnets, msht, vit
+from model.artifact import MapMethod, Removal
+from model.msht import MSHT, MSHTConfig
+from model.network import Network, NetworkConfig, TokenNetwork
+from model.vit import ViT, ViTConfig, patch_shares
 
 
 def to_images(tiles: Tensor) -> Tensor:
@@ -32,120 +37,192 @@ class Explanation(NamedTuple):
     logits: Tensor
     probabilities: Tensor
     features: Tensor
+    evidence: Tensor  # (N, K, G, G)
+
+
+class TokenExplanation(NamedTuple):
+    logits: Tensor
+    probabilities: Tensor
+    features: Tensor
     attention: Tensor  # (N, L, H, G, G)
     rollout: Tensor  # (N, G, G)
     evidence: Tensor  # (N, K, G, G)
 
 
+def find_methods(config: NetworkConfig) -> list[MapMethod]:
+    has_tokens = isinstance(config, ViTConfig | MSHTConfig)
+    return ["attention", "rollout", "evidence", "occlusion"] if has_tokens else ["evidence", "occlusion"]
+
+
+def find_removal(config: NetworkConfig) -> Removal:
+    """How `keep` takes a patch away: a ViT has nothing of it but its token, any convolution looks beyond the patch."""
+    if isinstance(config, ViTConfig):
+        return "token"
+    return "pixels and token" if isinstance(config, MSHTConfig) else "pixels"
+
+
+def name_outputs(config: NetworkConfig) -> tuple[str, ...]:
+    return TokenExplanation._fields if "attention" in find_methods(config) else Explanation._fields
+
+
 class PredictGraph(nn.Module):
-    def __init__(self, vit: ViT, temperature: float) -> None:
+    def __init__(self, net: Network, temperature: float) -> None:
         super().__init__()
-        self.vit = vit
+        self.net = net
         self.temperature = temperature
 
     def forward(self, tiles: Tensor) -> Prediction:
-        out = self.vit(to_images(tiles))
+        out = self.net(to_images(tiles))
         return Prediction(out.logits, (out.logits / self.temperature).softmax(dim=1), out.features)
 
 
 class ExplainGraph(nn.Module):
-    def __init__(self, vit: ViT, temperature: float) -> None:
+    def __init__(self, net: Network, temperature: float) -> None:
         super().__init__()
-        self.vit = vit
+        self.net = net
         self.temperature = temperature
 
-    def forward(self, tiles: Tensor, keep: Tensor) -> Explanation:
-        out = self.vit(to_images(tiles), keep=keep, need_weights=True)
-        return Explanation(
-            out.logits,
-            (out.logits / self.temperature).softmax(dim=1),
-            out.features,
-            to_grid(readout_attention(self.vit, out)),
-            to_grid(rollout(self.vit, out, keep)),
-            to_grid(evidence(self.vit, out, keep)),
+    def forward(self, tiles: Tensor, keep: Tensor) -> Explanation | TokenExplanation:
+        net, images = self.net, to_images(tiles)
+        if not isinstance(net, ViT):
+            images = fill_removed(images, keep)
+        if not isinstance(net, ViT | MSHT):
+            out = net(images)
+            return Explanation(*self.predict(out), to_grid(cell_evidence(net, out)))
+        out = net(images, keep=keep, need_weights=True)
+        return TokenExplanation(
+            *self.predict(out),
+            to_grid(readout_attention(net, out)),
+            to_grid(rollout(net, out, keep)),
+            to_grid(evidence(net, out, keep)),
         )
 
+    def predict(self, out: vit.Output | msht.Output | convnets.Output) -> Prediction:
+        return Prediction(out.logits, (out.logits / self.temperature).softmax(dim=1), out.features)
 
-def readout_attention(vit: ViT, out: Output) -> Tensor:
+
+def fill_removed(images: Tensor, keep: Tensor) -> Tensor:
+    """Removed patches in the mean colour of those that stay; grey where none does."""
+    n, _, s, _ = images.shape
+    grid = math.isqrt(keep.shape[1])
+    patch = s // grid
+    stays = keep.to(images.dtype).view(n, 1, grid, 1, grid, 1).expand(n, 1, grid, patch, grid, patch)
+    stays = stays.reshape(n, 1, s, s)
+    pixels = stays.sum(dim=(2, 3), keepdim=True)  # (N, 1, 1, 1)
+    colour = (images * stays).sum(dim=(2, 3), keepdim=True) / pixels.clamp(min=1)  # (N, 3, 1, 1)
+    colour = torch.where(pixels > 0, colour, 0.5)
+    return images * stays + colour * (1 - stays)
+
+
+def cell_evidence(net: nn.Module, out: convnets.Output) -> Tensor:
+    """Class activation mapping (arXiv 1512.04150), exact: the cells' parts and the bias add up to the logit."""
+    weight = net.get_parameter("ending.head.weight")  # (K, D)
+    cells = out.cells.flatten(2)  # (N, D, G*G)
+    return weight @ cells / cells.shape[-1]  # (N, K, G*G)
+
+
+def readout_attention(net: TokenNetwork, out: vit.Output | msht.Output) -> Tensor:
     """How the token that the head reads spreads its attention over the patches, in every layer and head.
 
-    The class token's row; where the head reads only the mean of the patches, the mean of their rows.
+    The class token's row; where the head reads only the mean of the patches, the mean of their rows. Of MSHT it is the
+    attention that its convolutional stages guide, one layer a stage.
     """
     attention = torch.stack(out.attentions, dim=1)  # (N, L, H, T, T)
-    if vit.config.pool == "mean":
+    if net.config.pool == "mean":
         return attention[..., 1:, 1:].mean(dim=-2)  # (N, L, H, G*G)
     return attention[..., 0, 1:]
 
 
-def rollout(vit: ViT, out: Output, keep: Tensor) -> Tensor:
+def rollout(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> Tensor:
     """Attention rollout (Abnar & Zuidema, arXiv 2005.00928): half attention, half residual, layer upon layer.
 
-    Only the row that is read is carried from the last layer to the first, so it costs a vector per layer.
+    Only the row that is read is carried from the last layer to the first, so it costs a vector per layer. Each block of
+    MSHT mixes twice, by its own attention and then by the guided one.
     """
+    mixings = list(out.attentions)
+    if isinstance(out, msht.Output):
+        pairs = zip(out.self_attentions, out.attentions, strict=True)
+        mixings = [weights for pair in pairs for weights in pair]
     shares = patch_shares(keep).to(out.logits.dtype)  # (N, G*G)
-    reads_class = torch.zeros_like(shares[:, :1]) if vit.config.pool == "mean" else torch.ones_like(shares[:, :1])
-    reads_patches = shares if vit.config.pool == "mean" else torch.zeros_like(shares)
+    reads_class = torch.zeros_like(shares[:, :1]) if net.config.pool == "mean" else torch.ones_like(shares[:, :1])
+    reads_patches = shares if net.config.pool == "mean" else torch.zeros_like(shares)
     row = torch.cat([reads_class, reads_patches], dim=1).unsqueeze(1)  # (N, 1, T)
-    for weights in reversed(out.attentions):
+    for weights in reversed(mixings):
         row = 0.5 * (row @ weights.mean(dim=1)) + 0.5 * row
     return row[:, 0, 1:]  # (N, G*G)
 
 
-def evidence(vit: ViT, out: Output, keep: Tensor) -> Tensor:
+class LastMixing(NamedTuple):
+    """The last time that patches tell the class token something: from tokens `before` it, what follows, and how."""
+
+    before: Tensor  # (N, T, D)
+    weights: Tensor  # (N, H, T, T)
+    values: Tensor  # (N, H, T, D/H)
+    proj: nn.Linear
+    norm: nn.LayerNorm  # of the MLP that follows
+    mlp: vit.Mlp | msht.Mlp
+
+
+def find_last_mixing(net: TokenNetwork, out: vit.Output | msht.Output) -> LastMixing:
+    block, weights = net.blocks[-1], out.attentions[-1]
+    if isinstance(block, msht.Block) and isinstance(out, msht.Output):
+        values = block.guided.values(block.norm3(out.before_guidance))
+        return LastMixing(out.before_guidance, weights, values, block.guided.proj, block.norm4, block.mlp2)
+    assert isinstance(block, vit.Block)
+    before = out.tokens[-2]
+    _, _, values = block.attn.project(block.norm1(before))
+    return LastMixing(before, weights, values, block.attn.proj, block.norm2, block.mlp)
+
+
+def evidence(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> Tensor:
     """What each patch adds to each class's logit, signed, in logit units.
 
     Where the head reads the mean of the patches this is exact: the patches' shares and the bias add up to the logit
     (class activation mapping, arXiv 1512.04150). Where it reads the class token it is of first order: how the logit
     changes with what the patch told the class token in the last block. A head that reads both gets the sum.
     """
-    width = vit.config.width
-    weight = vit.head.weight  # (K, D) or (K, 2D)
+    width = net.config.width
+    weight = net.head.weight  # (K, D) or (K, 2D)
     x = out.tokens[-1]  # (N, T, D)
     shares = patch_shares(keep)  # (N, G*G)
     total = torch.zeros(x.shape[0], weight.shape[0], x.shape[1] - 1, device=x.device, dtype=x.dtype)  # (N, K, G*G)
 
-    if vit.config.pool != "class":
-        patches = vit.norm(x)[:, 1:] * shares.unsqueeze(-1).to(x.dtype)  # (N, G*G, D)
+    if net.config.pool != "class":
+        patches = net.norm(x)[:, 1:] * shares.unsqueeze(-1).to(x.dtype)  # (N, G*G, D)
         total = total + weight[:, -width:] @ patches.transpose(1, 2)
-    if vit.config.pool != "mean":
-        total = total + class_token_evidence(vit, out, weight[:, :width])
+    if net.config.pool != "mean":
+        total = total + class_token_evidence(net.norm, out.tokens[-1], find_last_mixing(net, out), weight[:, :width])
     return total
 
 
-def class_token_evidence(vit: ViT, out: Output, weight: Tensor) -> Tensor:
+def class_token_evidence(norm: nn.LayerNorm, after: Tensor, last: LastMixing, weight: Tensor) -> Tensor:
     """First order in the last block: gradient at the class token, times the message it got from each patch."""
-    block = vit.blocks[-1]
-    assert isinstance(block, Block)
-    before = out.tokens[-2]  # (N, T, D)
-    messages = patch_messages(block, before, out.attentions[-1])  # (N, G*G, D)
-
-    cls = out.tokens[-1][:, 0]  # (N, D), after the block
-    cls_mid = before[:, 0] + class_update(block, before, out.attentions[-1])  # (N, D), before its MLP
+    messages = patch_messages(last)  # (N, G*G, D)
+    cls = after[:, 0]  # (N, D), after the block
+    cls_mid = last.before[:, 0] + class_update(last)  # (N, D), before its MLP
 
     gradient = weight.expand(cls.shape[0], -1, -1)  # (N, K, D): logit by normed class token
-    gradient = layer_norm_backward(gradient, cls, vit.norm)
-    gradient = gradient + mlp_backward(gradient, cls_mid, block)  # along the residual, and through the MLP
+    gradient = layer_norm_backward(gradient, cls, norm)
+    gradient = gradient + mlp_backward(gradient, cls_mid, last)  # along the residual, and through the MLP
     return gradient @ messages.transpose(1, 2)  # (N, K, G*G)
 
 
-def patch_messages(block: Block, before: Tensor, weights: Tensor) -> Tensor:
-    _, _, v = block.attn.project(block.norm1(before))  # (N, H, T, D/H)
-    weighted = weights[:, :, 0, 1:, None] * v[:, :, 1:]  # (N, H, G*G, D/H)
-    return F.linear(weighted.transpose(1, 2).flatten(2), block.attn.proj.weight)  # (N, G*G, D)
+def patch_messages(last: LastMixing) -> Tensor:
+    weighted = last.weights[:, :, 0, 1:, None] * last.values[:, :, 1:]  # (N, H, G*G, D/H)
+    return F.linear(weighted.transpose(1, 2).flatten(2), last.proj.weight)  # (N, G*G, D)
 
 
-def class_update(block: Block, before: Tensor, weights: Tensor) -> Tensor:
-    _, _, v = block.attn.project(block.norm1(before))
-    mixed = weights[:, :, :1] @ v  # (N, H, 1, D/H)
-    update: Tensor = block.attn.proj(mixed.transpose(1, 2).flatten(2))  # (N, 1, D)
+def class_update(last: LastMixing) -> Tensor:
+    mixed = last.weights[:, :, :1] @ last.values  # (N, H, 1, D/H)
+    update: Tensor = last.proj(mixed.transpose(1, 2).flatten(2))  # (N, 1, D)
     return update[:, 0]
 
 
-def mlp_backward(gradient: Tensor, x: Tensor, block: Block) -> Tensor:
-    hidden = block.mlp.fc1(block.norm2(x))  # (N, 4D)
-    gradient = gradient @ block.mlp.fc2.weight  # (N, K, 4D)
+def mlp_backward(gradient: Tensor, x: Tensor, last: LastMixing) -> Tensor:
+    hidden = last.mlp.fc1(last.norm(x))  # (N, 4D)
+    gradient = gradient @ last.mlp.fc2.weight  # (N, K, 4D)
     gradient = gradient * gelu_slope(hidden).unsqueeze(1)
-    return layer_norm_backward(gradient @ block.mlp.fc1.weight, x, block.norm2)  # (N, K, D)
+    return layer_norm_backward(gradient @ last.mlp.fc1.weight, x, last.norm)  # (N, K, D)
 
 
 def gelu_slope(x: Tensor) -> Tensor:

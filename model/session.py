@@ -42,8 +42,8 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Explanations(Predictions):
-    attention: Floats  # (N, L, H, G, G)
-    rollout: Floats  # (N, G, G)
+    attention: Floats  # (N, L, H, G, G); without layers and heads where the network has no attention
+    rollout: Floats  # (N, G, G), or (N, 0, 0)
     evidence: Floats  # (N, K, G, G)
 
 
@@ -77,12 +77,25 @@ class Classifier:
     def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None) -> Explanations:
         if keep is None:
             keep = np.ones((len(tiles), self.manifest.grid**2), bool)
-        return Explanations(*self._run(self._explain, {"tiles": tiles, "keep": keep}))
+        names = [output.name for output in self._explain.get_outputs()]
+        answer = dict(zip(names, self._run(self._explain, {"tiles": tiles, "keep": keep}), strict=True))
+        return Explanations(**(empty_maps(len(tiles), self.manifest) | answer))
 
     def _run(self, session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
         if self.device == "cpu":
             return list(session.run(None, inputs))
         return run_bound(session, inputs)
+
+
+def empty_maps(n: int, manifest: Manifest) -> dict[str, Floats]:
+    """What stands for the maps that a network has not."""
+    methods, g = manifest.maps.methods, manifest.grid
+    empty: dict[str, Floats] = {}
+    if "attention" not in methods:
+        empty["attention"] = np.zeros((n, 0, 0, g, g), np.float32)
+    if "rollout" not in methods:
+        empty["rollout"] = np.zeros((n, 0, 0), np.float32)
+    return empty
 
 
 def open_classifier(
@@ -181,7 +194,7 @@ def check_shapes(classifier: Classifier) -> None:
         "probabilities": (2, k),
         "features": (2, m.feature_width),
         "attention": (2, m.layers, m.heads, g, g),
-        "rollout": (2, g, g),
+        "rollout": (2, g, g) if "rollout" in m.maps.methods else (2, 0, 0),
         "evidence": (2, k, g, g),
     }
     for answer in (predicted, explained):

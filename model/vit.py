@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ViTConfig:
+    architecture: Literal["vit"] = "vit"
     tile_px: int = 150
     patch_px: int = 15  # 10 x 10 patches of 7.4 um, about a nucleus each; 10 px would cost 2.3 times as much
     width: int = 192

@@ -13,8 +13,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from model.artifact import read_manifest
-from training import bench, evaluate, fetch, figures, pretrain, report, synthetic
-from training.config import Fit, Pretrain, read_config
+from training import bench, compare, evaluate, fetch, figures, pretrain, report, synthetic
+from training.config import Compare, Fit, Pretrain, read_config
 from training.data import find_lookalikes, load_tiles, scan
 from training.metrics import Scores
 from training.run import cross_validate_and_keep, export_run, fit_and_export
@@ -110,6 +110,21 @@ def cross_validate(config: Config, overrides: Overrides = None, runs: Runs = Pat
         run = read_config(config, overrides or [], Fit)
         for metric in cross_validate_and_keep(run, runs / run.name, err.print):
             out.print(f"{metric.name}: {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}] ({metric.protocol})")
+
+
+@cli.command("compare")
+def compare_networks(
+    config: Config,
+    page: Annotated[Path, typer.Argument(help="Where the table goes; its picture into images/ beside it.")] = Path(
+        "docs/comparison.md"
+    ),
+    runs: Runs = Path("runs"),
+    train: Annotated[bool, typer.Option(help="Only write down what is finished: --no-train.")] = True,
+) -> None:
+    """Several networks on the same folds: accuracy, paired differences, cost. Goes on where it was killed."""
+    with plain_errors():
+        compare.compare(read_config(config, [], Compare), runs, page, err.print, train)
+        out.print(f"{page}")
 
 
 @cli.command("export")

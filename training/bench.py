@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from model.vit import ViT
-from training.augment import keep_some_patches
+from model.network import Network, build
 from training.config import Fit
-from training.fit import TileSet, fit_tiles, read_tiles
+from training.fit import TileSet, fit_tiles, look, read_tiles
 from training.train import best_device
 
 
@@ -41,20 +40,23 @@ def measure(config: Fit, steps: int) -> Speeds:
 
 
 def bare_speed(config: Fit, tiles: TileSet, steps: int) -> float:
-    how, device = config.optimisation, best_device()
-    vit = ViT(config.model, len(tiles.classes)).to(device)
+    device = best_device()
+    net = build(config.model, len(tiles.classes)).to(device)
+    _, *seconds = [bare_step(net, config, device) for _ in range(steps + 1)]  # the first pass pays for allocation
+    return config.optimisation.batch * steps / sum(seconds)
+
+
+def bare_step(net: Network, config: Fit, device: torch.device) -> float:
+    """Seconds of one pass there and back, on random images."""
+    how = config.optimisation
     images = torch.rand(how.batch, 3, config.model.tile_px, config.model.tile_px, device=device)
     targets = torch.zeros(how.batch, dtype=torch.long, device=device)
     started = time.perf_counter()
-    for step in range(steps + 1):
-        if step == 1:
-            started = time.perf_counter()  # the first pass pays for allocation
-        with torch.autocast(device.type, torch.bfloat16) if how.precision == "bf16" else nullcontext():
-            kept = keep_some_patches(how.batch, config.model.grid**2, how.token_drop, device)
-            loss = F.cross_entropy(vit(images, kept=kept).logits.float(), targets)
-        torch.autograd.backward(loss)
-        loss.item()
-    return how.batch * steps / (time.perf_counter() - started)
+    with torch.autocast(device.type, torch.bfloat16) if how.precision == "bf16" else nullcontext():
+        loss = F.cross_entropy(look(net, images, how.token_drop).logits.float(), targets)
+    torch.autograd.backward(loss)
+    loss.item()
+    return time.perf_counter() - started
 
 
 def loop_speed(config: Fit, tiles: TileSet, steps: int) -> float:

@@ -9,9 +9,12 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from model.artifact import DataSource, TissueClass
+from model.convnets import ConvMixerConfig, PoolFormerConfig, ResNetConfig
+from model.msht import MSHTConfig
+from model.network import TokenConfig
 from model.vit import ViTConfig
 from training.augment import Augmentation
 
@@ -22,6 +25,35 @@ Count = Annotated[int, Field(ge=1)]
 
 class BadConfig(ValueError):
     pass
+
+
+ARCHITECTURES: dict[str, type] = {
+    "vit": ViTConfig,
+    "msht": MSHTConfig,
+    "poolformer": PoolFormerConfig,
+    "convmixer": ConvMixerConfig,
+    "resnet": ResNetConfig,
+}
+
+
+def architecture_of(model: Any) -> str:
+    """`[model]` without `architecture` is a Vision Transformer."""
+    return str(model.get("architecture", "vit") if isinstance(model, dict) else model.architecture)
+
+
+# A network by its `architecture`, with that one's sizes and no other's.
+Tokens = Annotated[
+    Annotated[ViTConfig, Tag("vit")] | Annotated[MSHTConfig, Tag("msht")],
+    Discriminator(architecture_of),
+]
+Model = Annotated[
+    Annotated[ViTConfig, Tag("vit")]
+    | Annotated[MSHTConfig, Tag("msht")]
+    | Annotated[PoolFormerConfig, Tag("poolformer")]
+    | Annotated[ConvMixerConfig, Tag("convmixer")]
+    | Annotated[ResNetConfig, Tag("resnet")],
+    Discriminator(architecture_of),
+]
 
 
 class Section(BaseModel):
@@ -50,6 +82,7 @@ class Labelled(Section):
     folder: Path
     generate: Count | None = None  # draws so many tiles per class into `folder` first, where it is not there
     table: Path | None = None  # CSV with columns file, label, slide, quality; else all is read from the names
+    near_duplicates: Path | None = None  # CSV with columns a, b: kept together; without one they are searched for
     classes: list[str] | None = None  # in the artefact's order, others left out; default: the folders', sorted
     tile_px: Count = 150
     tile_mpp: Positive = 0.495
@@ -73,19 +106,38 @@ class Card(Section):
     fp16: bool = False
 
 
+class Distil(Section):
+    """A network that is trained first, on the same tiles, and then shows another one what it sees in them."""
+
+    teacher: Model
+    kind: Literal["soft", "hard"] = "soft"  # its probabilities (Hinton, 1503.02531), or its decision (DeiT, 2012.12877)
+    temperature: Positive = 3.0  # of soft probabilities
+    weight: Share = 0.5  # of what it says; the rest is the labels'
+
+
 class Fit(Section):
     """`tissue-train fit` and `tissue-train cv`."""
 
     name: str
     data: Labelled
-    split: Literal["course", "fifth", "all"] = "fifth"  # 425/100/100 per class; a fifth held out; train on everything
+    # so many per class, by `course`; a fifth at random, or of groups of like stain and look; train on everything
+    split: Literal["course", "fifth", "looks", "all"] = "fifth"
+    course: tuple[Count, Count, Count] = (425, 100, 100)  # of each class: training, validation, test
     init: Path | None = None  # a checkpoint of this project, or a timm-named .safetensors
-    model: ViTConfig = ViTConfig()
+    distil: Distil | None = None
+    model: Model = ViTConfig()
     augment: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
     card: Card = Card()
     repeats: Count = 3  # of the cross-validation
     folds: int = Field(5, ge=2)
+    groupings: list[Literal["random", "slide"]] = Field(["random", "slide"], min_length=1)  # of the cross-validation
+
+    @model_validator(mode="after")
+    def drop_only_tokens_that_are_there(self) -> "Fit":
+        if self.optimisation.token_drop and not isinstance(self.model, TokenConfig):
+            raise ValueError(f"{self.model.architecture} has no tokens to drop: set optimisation.token_drop = 0")
+        return self
 
 
 class Source(Section):
@@ -126,12 +178,44 @@ class Pretrain(Section):
     sources: Annotated[list[Source], Field(min_length=1)]
     classes: list[str] = []  # of the weak labels; the head learnt here is kept by `fit --init` on the same classes
     rules: list[Rule] = []
-    model: ViTConfig = ViTConfig()
+    model: Tokens = ViTConfig()
     augment: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
 
 
-C = TypeVar("C", Fit, Pretrain)
+class Contestant(Section):
+    """One network of a comparison."""
+
+    name: str
+    model: Model
+    init: Path | None = None  # left out of the comparison until it is there
+    distil: Distil | None = None
+    optimisation: dict[str, Any] = {}  # what is other than in the shared settings
+    against: str | None = None  # whose answers its own are paired with; default: the first network's
+
+
+class Compare(Section):
+    """`tissue-train compare`."""
+
+    name: str
+    like: Path  # a config of `fit`, whose data, augmentation and optimisation all networks share
+    networks: Annotated[list[Contestant], Field(min_length=2)]
+    folds: int = Field(5, ge=2)
+    rounds: Count = 3  # of folds for the finalists, one for the others
+    finalists: Count = 2
+
+    @model_validator(mode="after")
+    def tell_networks_apart(self) -> "Compare":
+        names = [network.name for network in self.networks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"the networks' names must differ, got {names}")
+        unknown = [n.against for n in self.networks if n.against and n.against not in names]
+        if unknown:
+            raise ValueError(f"nothing is named {unknown[0]}; the networks are {names}")
+        return self
+
+
+C = TypeVar("C", Fit, Pretrain, Compare)
 
 
 def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
@@ -170,6 +254,8 @@ def refuse_unknown(content: dict[str, Any], kind: type, where: str) -> None:
             nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
             raise BadConfig(f"{where}: unknown key '{key}'; the nearest known one is '{nearest}'")
         section = section_type(fields[key] if is_dataclass(kind) else fields[key].annotation)
+        if key in ("model", "teacher") and isinstance(value, dict):
+            section = ARCHITECTURES.get(architecture_of(value))
         if section is not None:
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, dict):

@@ -38,10 +38,10 @@ from model.artifact import (
     describe_file,
     write_manifest,
 )
-from model.graph import ExplainGraph, Explanation, PredictGraph, Prediction
+from model.graph import ExplainGraph, PredictGraph, Prediction, find_methods, find_removal, name_outputs
+from model.network import Network, TokenConfig
 from model.runtime import ort
 from model.session import open_classifier
-from model.vit import ViT
 from training.config import Card
 from training.evaluate import predict_singly
 from training.findings import Findings
@@ -68,29 +68,29 @@ class ParityFailed(RuntimeError):
 
 
 def export(
-    vit: ViT, name: str, card: Card, findings: Findings, tile_mpp: float, check_tiles: Tiles, folder: Path
+    net: Network, name: str, card: Card, findings: Findings, tile_mpp: float, check_tiles: Tiles, folder: Path
 ) -> Manifest:
     """Writes the artefact to `folder`, in place of one that may be there, when all checks have passed.
 
     `check_tiles` are real tiles, labelled or not: parity is gated and the variants' change is measured on them.
     """
-    vit = vit.cpu().float().eval()
+    net = net.cpu().float().eval()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
         new = Path(temporary) / folder.name
         new.mkdir()
-        files = write_graphs(vit, findings.calibration.temperature, new)
-        check_parity(vit, findings.calibration.temperature, check_tiles, new)
+        files = write_graphs(net, findings.calibration.temperature, new)
+        check_parity(net, findings.calibration.temperature, check_tiles, new)
         if card.int8:
             files.append(write_int8(new))
         if card.fp16:
             files += write_fp16(new)
-        files += write_golden(vit.config.tile_px, new)
+        files += write_golden(net.config.tile_px, new)
         if card.licence_file:
             shutil.copyfile(card.licence_file, new / "LICENSE")
             files.append(describe_file(new / "LICENSE", "licence"))
 
-        manifest = describe(vit, name, card, findings, tile_mpp, files, new)
+        manifest = describe(net, name, card, findings, tile_mpp, files, new)
         write_manifest(manifest, new)
         variants = {p: measure_variant(new, p, check_tiles) for p in manifest.precisions() if p != "fp32"}
         manifest = manifest.model_copy(update={"variants": variants})
@@ -101,28 +101,37 @@ def export(
 
 
 def describe(
-    vit: ViT, name: str, card: Card, findings: Findings, tile_mpp: float, files: list[File], folder: Path
+    net: Network, name: str, card: Card, findings: Findings, tile_mpp: float, files: list[File], folder: Path
 ) -> Manifest:
-    config = vit.config
+    config = net.config
+    reads = config.pool if isinstance(config, TokenConfig) else "mean"
     return Manifest(
         format=1,
         name=name,
         version=card.version,
         summary=card.summary,
         architecture=Architecture(
-            kind="vit", sizes=asdict(config), parameters=sum(p.numel() for p in vit.parameters())
+            kind=config.architecture,
+            sizes={name: size for name, size in asdict(config).items() if name != "architecture"},
+            parameters=sum(p.numel() for p in net.parameters()),
         ),
         classes=card.classes,
         tile_px=config.tile_px,
         tile_mpp=tile_mpp,
         grid=config.grid,
-        layers=config.layers,
-        heads=config.heads,
+        layers=config.layers if isinstance(config, TokenConfig) else 0,
+        heads=config.heads if isinstance(config, TokenConfig) else 0,
         feature_width=config.feature_width,
         calibration=findings.calibration,
         conformal=findings.conformal,
         gate=findings.gate,
-        maps=Maps(evidence=EVIDENCE[config.pool], default="evidence", reads=config.pool),
+        maps=Maps(
+            evidence=EVIDENCE[reads],
+            default="evidence",
+            reads=reads,
+            methods=find_methods(config),
+            removal=find_removal(config),
+        ),
         metrics=findings.metrics,
         data=card.data,
         intended_use=card.intended_use,
@@ -138,11 +147,11 @@ def describe(
 # -- graphs --------------------------------------------------------------------------------------------------------
 
 
-def write_graphs(vit: ViT, temperature: float, folder: Path) -> list[File]:
-    tiles = torch.zeros(2, vit.config.tile_px, vit.config.tile_px, 3, dtype=torch.uint8)
-    keep = torch.ones(2, vit.config.grid**2, dtype=torch.bool)
-    predict = trace(PredictGraph(vit, temperature), {"tiles": tiles}, Prediction._fields)
-    explain = trace(ExplainGraph(vit, temperature), {"tiles": tiles, "keep": keep}, Explanation._fields)
+def write_graphs(net: Network, temperature: float, folder: Path) -> list[File]:
+    tiles = torch.zeros(2, net.config.tile_px, net.config.tile_px, 3, dtype=torch.uint8)
+    keep = torch.ones(2, net.config.grid**2, dtype=torch.bool)
+    predict = trace(PredictGraph(net, temperature), {"tiles": tiles}, Prediction._fields)
+    explain = trace(ExplainGraph(net, temperature), {"tiles": tiles, "keep": keep}, name_outputs(net.config))
     share_weights({"predict.onnx": predict, "explain.onnx": explain}, folder, "weights.bin")
     return [
         describe_file(folder / "predict.onnx", "predict", "fp32"),
@@ -241,12 +250,12 @@ def write_fp16(folder: Path) -> list[File]:
 
 
 @torch.no_grad()
-def check_parity(vit: ViT, temperature: float, tiles: Tiles, folder: Path) -> None:
+def check_parity(net: Network, temperature: float, tiles: Tiles, folder: Path) -> None:
     """The same tiles through torch, predict.onnx and explain.onnx: same labels, logits and maps within tolerance.
 
     Torch computes in float64 here, so that only the graphs' own rounding counts.
     """
-    reference = ExplainGraph(copy.deepcopy(vit).double(), temperature)
+    reference = ExplainGraph(copy.deepcopy(net).double(), temperature)
     sessions = {role: ort.InferenceSession(folder / f"{role}.onnx", cpu_options()) for role in ("predict", "explain")}
     start = 0
     for size in itertools.cycle(PARITY_BATCHES):
@@ -257,11 +266,15 @@ def check_parity(vit: ViT, temperature: float, tiles: Tiles, folder: Path) -> No
 
 
 def compare(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, ort.InferenceSession]) -> None:
-    keep = np.ones((len(tiles), reference.vit.config.grid**2), bool)
+    keep = np.ones((len(tiles), reference.net.config.grid**2), bool)
     expected = reference(torch.from_numpy(tiles), torch.from_numpy(keep))
     predicted = dict(zip(Prediction._fields, sessions["predict"].run(None, {"tiles": tiles}), strict=True))
     explained = dict(
-        zip(Explanation._fields, sessions["explain"].run(None, {"tiles": tiles, "keep": keep}), strict=True)
+        zip(
+            name_outputs(reference.net.config),
+            sessions["explain"].run(None, {"tiles": tiles, "keep": keep}),
+            strict=True,
+        )
     )
     for graph, answer in (("predict", predicted), ("explain", explained)):
         for name, found in answer.items():

@@ -139,6 +139,33 @@ def draw_comparison(models: Mapping[str, Estimate], path: Path, protocol: str, q
     save(figure, path)
 
 
+def draw_protocols(rows: Mapping[str, Mapping[str, Estimate]], path: Path, quantity: str = "accuracy") -> None:
+    """A row per model, the first on top, with a mark and its 95 % interval for each protocol that is known of it."""
+    protocols = list(dict.fromkeys(protocol for found in rows.values() for protocol in found))
+    n = {protocol: max(found[protocol].n for found in rows.values() if protocol in found) for protocol in protocols}
+    figure = start_figure(8, 1.4 + 0.42 * len(rows), f"{quantity[:1].upper() + quantity[1:]}, with its 95 % interval")
+    axes = figure.subplots()
+    for number, protocol in enumerate(protocols):
+        known = [(place, found[protocol]) for place, found in enumerate(rows.values()) if protocol in found]
+        places = [place + 0.24 * (number - (len(protocols) - 1) / 2) for place, _ in known]
+        values = [estimate.value for _, estimate in known]
+        below = [estimate.value - estimate.low for _, estimate in known]
+        above = [estimate.high - estimate.value for _, estimate in known]
+        axes.errorbar(
+            values, places, xerr=[below, above], color=LINES[number][0], marker="os^D"[number], markersize=5,
+            linestyle="", capsize=3, linewidth=1.3, label=f"{protocol}, n = {n[protocol]:,}",
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=NORMAL)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(quantity, fontsize=NORMAL)
+    axes.legend(loc="lower left", fontsize=SMALL, frameon=False)
+    soften(axes)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    save(figure, path)
+
+
 def draw_sheet(tiles: NDArray[np.uint8], captions: Sequence[str], path: Path, title: str, columns: int = 6) -> None:
     """Tiles (N, S, S, 3) in rows, each with its caption of a line or two below."""
     columns = min(columns, max(1, len(tiles)))

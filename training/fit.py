@@ -5,10 +5,11 @@ tissue-train cv configs/tissue.toml
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.graph import to_images
-from model.vit import ViT
+from model.network import Network, TokenNetwork, build
 from training import checkpoint, synthetic
 from training.augment import augment, blend, keep_some_patches
 from training.config import Fit
@@ -30,9 +31,12 @@ from training.data import (
     load_tiles,
     number_labels,
     random_folds,
+    read_pairs,
     scan,
     slide_folds,
 )
+from training.distil import distillation_loss
+from training.looks import group_looks
 from training.train import batch_indices, best_device, optimise
 
 log = logging.getLogger(__name__)
@@ -49,10 +53,12 @@ class TileSet:
     targets: Targets  # (N,)
     records: list[Record]
     classes: list[str]
+    near_duplicates: NDArray[np.intp] | None = None  # (N,) one number for each group, where a table tells them
 
     def subset(self, indices: NDArray[np.intp]) -> "TileSet":
         records = [self.records[i] for i in indices]
-        return TileSet(self.tiles[indices], self.targets[indices], records, self.classes)
+        near = None if self.near_duplicates is None else self.near_duplicates[indices]
+        return TileSet(self.tiles[indices], self.targets[indices], records, self.classes, near)
 
 
 def read_tiles(config: Fit) -> TileSet:
@@ -63,10 +69,12 @@ def read_tiles(config: Fit) -> TileSet:
     for path, reason in found.unreadable:
         log.warning("skipped %s: %s", path, reason)
     tiles = load_tiles(found.records, config.model.tile_px, data.tile_mpp, data.image_mpp)
-    return TileSet(tiles, number_labels(found.records, found.classes), found.records, found.classes)
+    table = data.near_duplicates
+    near = None if table is None else group_pairs(len(tiles), read_pairs(table, found))
+    return TileSet(tiles, number_labels(found.records, found.classes), found.records, found.classes, near)
 
 
-def fit(config: Fit, folder: Path) -> ViT:
+def fit(config: Fit, folder: Path) -> Network:
     train, held_out = split(read_tiles(config), config)
     return fit_tiles(config, train, folder, held_out)
 
@@ -76,51 +84,84 @@ def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
     if config.split == "all":
         return tiles, None
     if config.split == "course":
-        parts = course_split(tiles.records, seed)
-        return tiles.subset(parts.train), tiles.subset(parts.validation)
-    fold = random_folds(tiles.targets, 5, seed, together(tiles))[0]
+        return split_course(tiles, config)[:2]
+    groups = together(tiles)
+    if config.split == "looks":
+        groups = group_looks(tiles.tiles, groups, seed)
+    fold = random_folds(tiles.targets, 5, seed, groups)[0]
     return tiles.subset(fold.train), tiles.subset(fold.held_out)
+
+
+def split_course(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet, TileSet]:
+    parts = course_split(tiles.records, config.optimisation.seed, config.course)
+    return tiles.subset(parts.train), tiles.subset(parts.validation), tiles.subset(parts.test)
 
 
 def together(tiles: TileSet) -> NDArray[np.intp]:
     """Tiles that show one field get one number, and are never learnt and held out at once."""
+    if tiles.near_duplicates is not None:
+        return tiles.near_duplicates
     return group_pairs(len(tiles.targets), find_lookalikes(tiles.tiles))
 
 
-def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | None, title: str = "") -> ViT:
+def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | None, title: str = "") -> Network:
     """Trains one network in `folder`, or goes on with the one that was being trained there."""
     device = best_device()
     how = config.optimisation
+    teacher = train_teacher(config, train, folder / "teacher", title)
     torch.manual_seed(how.seed)
-    vit = ViT(config.model, len(train.classes))
+    model = build(config.model, len(train.classes))
     if config.init:
-        missing, unused = checkpoint.initialise(vit, config.init)
+        missing, unused = checkpoint.initialise(model, config.init)
         log.info("started from %s; new: %s; not used: %s", config.init, missing or "nothing", unused or "nothing")
-    vit = vit.to(device)
+    model = model.to(device)
     tiles = torch.from_numpy(train.tiles).to(device)
     targets = F.one_hot(torch.from_numpy(train.targets), len(train.classes)).float().to(device)
 
     def loss_of(net: nn.Module, step: int) -> torch.Tensor:
         chosen = batch_indices(len(tiles), how.batch, how.seed, step).to(device)
         images, wanted = blend(augment(tiles[chosen], config.augment), targets[chosen], config.augment)
-        kept = keep_some_patches(len(images), config.model.grid**2, how.token_drop, device) if how.token_drop else None
-        return F.cross_entropy(net(images, kept=kept).logits.float(), wanted, label_smoothing=how.label_smoothing)
+        logits = look(net, images, how.token_drop).logits.float()
+        loss = F.cross_entropy(logits, wanted, label_smoothing=how.label_smoothing)
+        if teacher is None or config.distil is None:
+            return loss
+        with torch.no_grad():
+            taught = teacher(images).logits.float()
+        return torch.lerp(loss, distillation_loss(logits, taught, config.distil), config.distil.weight)
 
     def accuracy(net: nn.Module) -> float:
-        assert isinstance(net, ViT) and held_out is not None
+        assert isinstance(net, Network) and held_out is not None
         return float((predict(net, held_out.tiles).argmax(1) == held_out.targets).mean())
 
-    average = optimise(vit, loss_of, how, folder, accuracy if held_out else None, title or config.name)
-    assert isinstance(average, ViT)
+    average = optimise(model, loss_of, how, folder, accuracy if held_out else None, title or config.name)
+    assert isinstance(average, Network)
     return average
 
 
+def look(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
+    """In training, a network with tokens may have to do with some of them."""
+    if not token_drop:
+        return net(images)
+    assert isinstance(net, TokenNetwork)
+    return net(images, kept=keep_some_patches(len(images), net.config.grid**2, token_drop, images.device))
+
+
+def train_teacher(config: Fit, train: TileSet, folder: Path, title: str) -> Network | None:
+    """On the very tiles its student will learn from: one that had seen more would tell of what is held out."""
+    if config.distil is None:
+        return None
+    how = config.optimisation.model_copy(update={"token_drop": 0.0})
+    changes = {"model": config.distil.teacher, "distil": None, "init": None, "optimisation": how}
+    teacher = fit_tiles(config.model_copy(update=changes), train, folder, None, f"{title or config.name}, teacher")
+    return teacher.eval()
+
+
 @torch.no_grad()
-def predict(vit: ViT, tiles: Tiles, batch: int = 64) -> Logits:
-    vit.eval()
-    device = next(vit.parameters()).device
+def predict(net: Network, tiles: Tiles, batch: int = 64) -> Logits:
+    net.eval()
+    device = next(net.parameters()).device
     parts = [torch.from_numpy(tiles[i : i + batch]).to(device) for i in range(0, len(tiles), batch)]
-    return np.concatenate([vit(to_images(part)).logits.float().cpu().numpy() for part in parts])
+    return np.concatenate([net(to_images(part)).logits.float().cpu().numpy() for part in parts])
 
 
 # -- folds ---------------------------------------------------------------------------------------------------------
@@ -167,8 +208,9 @@ def fold_logits(config: Fit, tiles: TileSet, fold: Fold, place: Path, repeat: in
         return known
     seeded = config.optimisation.model_copy(update={"seed": config.optimisation.seed + repeat})
     config = config.model_copy(update={"optimisation": seeded})
-    vit = fit_tiles(config, tiles.subset(fold.train), place, None, title=place.name)
-    answer = predict(vit, tiles.tiles[fold.held_out])
+    net = fit_tiles(config, tiles.subset(fold.train), place, None, title=place.name)
+    answer = predict(net, tiles.tiles[fold.held_out])
     checkpoint.write_atomically(finished, lambda file: np.save(file, answer))
     (place / "latest.pt").unlink()  # a network per fold is of no further use
+    shutil.rmtree(place / "teacher", ignore_errors=True)
     return answer

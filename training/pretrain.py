@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from model.vit import ViT, ViTConfig
+from model.network import TokenConfig, build_tokens
 from training.augment import keep_some_patches, recolour
 from training.config import BadConfig, Pretrain, Rule, Source
 from training.train import best_device, optimise
@@ -228,9 +228,9 @@ def gather(cuts: list[Cut]) -> Batch:
 class Pretrained(nn.Module):
     """The trunk, whose own head learns the weak labels, and one more head for each source."""
 
-    def __init__(self, config: ViTConfig, classes: int, collections: list[Collection]) -> None:
+    def __init__(self, config: TokenConfig, classes: int, collections: list[Collection]) -> None:
         super().__init__()
-        self.vit = ViT(config, max(classes, 1))
+        self.vit = build_tokens(config, max(classes, 1))
         self.heads = nn.ModuleDict()
         for collection in collections:
             if collection.source.kind == "classes":

@@ -14,18 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Manifest, Metric, TissueClass
+from model.network import Network, build
 from model.pixels import decode, to_tile
-from model.vit import ViT
 from training import checkpoint, figures
 from training.calibrate import softmax
 from training.config import BadConfig, Card, Fit
 from training.export import export
 from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, unmeasured
-from training.fit import Grouping, OutOfFold, TileSet, cross_validate, fit, predict, read_tiles, split
+from training.fit import Grouping, OutOfFold, TileSet, cross_validate, fit, predict, read_tiles, split, split_course
+from training.looks import CLUSTERS
 from training.metrics import reliability, score
 
-PROTOCOLS = {"course": "425/100/100 per class, the validation part", "fifth": "one random fifth held out"}
-AFTER_TRAINING = {"card", "repeats", "folds"}  # sections that change nothing in what was learnt
+PROTOCOLS = {
+    "fifth": "one random fifth held out",
+    "looks": f"a fifth held out in whole groups of like stain and look ({CLUSTERS} by k-means)",
+}
+MOST_CHECK_TILES = 3000  # more would make the checks longer, not sharper
+AFTER_TRAINING = {"card", "repeats", "folds", "groupings"}  # sections that change nothing in what was learnt
 
 
 def fit_and_export(config: Fit, folder: Path) -> Manifest:
@@ -50,9 +55,9 @@ def claim(folder: Path, config: Fit) -> None:
 
 def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], None]) -> list[Metric]:
     tiles = read_tiles(config)
-    groupings: list[Grouping] = ["random"]
-    if len({record.slide for record in tiles.records if record.slide}) > 1:
-        groupings.append("slide")
+    groupings: list[Grouping] = config.groupings
+    if len({record.slide for record in tiles.records if record.slide}) < 2:
+        groupings = ["random"]
     for grouping in groupings:
         found = cross_validate(config, tiles, folder / "folds", grouping, tell)
         keep(found, folder / "folds" / f"{grouping}.npz")
@@ -109,21 +114,29 @@ def hashes(tiles: TileSet) -> NDArray[np.str_]:
 
 def export_run(config: Fit, folder: Path, target: Path) -> Manifest:
     tiles = read_tiles(config)
-    vit = ViT(config.model, len(tiles.classes))
-    vit.load_state_dict(checkpoint.read_weights(folder / "latest.pt"))
-    findings = collect_findings(config, folder, tiles, vit)
+    net = build(config.model, len(tiles.classes))
+    net.load_state_dict(checkpoint.read_weights(folder / "latest.pt"))
+    findings = collect_findings(config, folder, tiles, net)
     card = complete(config.card, tiles.classes)
-    return export(vit, config.name, card, findings, config.data.tile_mpp, choose_check_tiles(config, tiles), target)
+    return export(net, config.name, card, findings, config.data.tile_mpp, choose_check_tiles(config, tiles), target)
 
 
-def collect_findings(config: Fit, folder: Path, tiles: TileSet, vit: ViT) -> Findings:
+def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) -> Findings:
     """From the part that the run held out; else from its folds; else nothing is known."""
+    if config.split == "course":
+        train, *others = split_course(tiles, config)
+        sizes = "/".join(str(n) for n in config.course)
+        named = zip(("validation", "test"), others, strict=True)
+        return find([judge_part(f"{sizes} per class, the {n} part", train, part, net) for n, part in named], tiles)
     train, held_out = split(tiles, config)
     if held_out is not None:
-        answers = answers_of_held_out(train, held_out, predict(vit, held_out.tiles), PROTOCOLS[config.split])
-        return find([answers], tiles)
+        return find([judge_part(PROTOCOLS[config.split], train, held_out, net)], tiles)
     parts = kept_answers(config, folder, tiles)
     return find(parts, tiles) if parts else unmeasured(tiles)
+
+
+def judge_part(protocol: str, train: TileSet, part: TileSet, net: Network) -> Answers:
+    return answers_of_held_out(train, part, predict(net, part.tiles), protocol)
 
 
 def complete(card: Card, classes: list[str]) -> Card:
@@ -145,7 +158,7 @@ def describe(i: int, n: int, name: str) -> TissueClass:
 def choose_check_tiles(config: Fit, tiles: TileSet) -> NDArray[np.uint8]:
     """The labelled tiles, and all images of the card's own folder, cut to the tile's size in the middle."""
     if config.card.check_tiles is None:
-        return tiles.tiles
+        return tiles.tiles[:: -(-len(tiles.tiles) // MOST_CHECK_TILES)]
     paths = sorted(path for path in config.card.check_tiles.rglob("*") if path.is_file())
     px, mpp = config.model.tile_px, config.data.tile_mpp
     extra = [to_tile(decode(path.read_bytes()), px, mpp, mpp).pixels for path in paths]

@@ -1,0 +1,240 @@
+"""Three small networks without tokens, to compare with: PoolFormer, ConvMixer and a ResNet.
+
+Each ends in cells on the patch grid, whose mean is what the head reads. So the class-activation map is exact: with the
+class's bias the cells' parts add up to the logit. Norms go by groups of one image's channels, as the batches are small.
+Letters: N batch, S tile side, G = S/15, D width of the last cells, K classes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 8
+PATCH_PX = 15
+
+
+@dataclass(frozen=True)
+class PoolFormerConfig:
+    architecture: Literal["poolformer"] = "poolformer"
+    tile_px: int = 150
+    widths: tuple[int, int] = (48, 224)  # at 50 x 50 and at 10 x 10 cells
+    blocks: tuple[int, int] = (1, 6)
+    mlp_ratio: int = 4
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        check_sizes(self.tile_px, self.widths)
+
+    @property
+    def grid(self) -> int:
+        return self.tile_px // PATCH_PX
+
+    @property
+    def feature_width(self) -> int:
+        return self.widths[-1]
+
+
+@dataclass(frozen=True)
+class ConvMixerConfig:
+    architecture: Literal["convmixer"] = "convmixer"
+    tile_px: int = 150
+    width: int = 512
+    blocks: int = 8
+    kernel: int = 5  # cells that the mixing over places reaches
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        check_sizes(self.tile_px, (self.width,))
+
+    @property
+    def grid(self) -> int:
+        return self.tile_px // PATCH_PX
+
+    @property
+    def feature_width(self) -> int:
+        return self.width
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    architecture: Literal["resnet"] = "resnet"
+    tile_px: int = 150
+    widths: tuple[int, int, int, int] = (32, 64, 160, 256)  # the first two at 50 x 50, the others at 10 x 10 cells
+    blocks: tuple[int, int, int, int] = (1, 1, 2, 1)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        check_sizes(self.tile_px, self.widths)
+
+    @property
+    def grid(self) -> int:
+        return self.tile_px // PATCH_PX
+
+    @property
+    def feature_width(self) -> int:
+        return self.widths[-1]
+
+
+def check_sizes(tile_px: int, widths: tuple[int, ...]) -> None:
+    if tile_px % PATCH_PX:
+        raise ValueError(f"the grid has a cell for every 15 px, so tile_px must be a multiple of 15, not {tile_px}")
+    if any(width % GROUPS for width in widths):
+        raise ValueError(f"widths must be multiples of {GROUPS} (groups of the norms), not {list(widths)}")
+
+
+class Output(NamedTuple):
+    logits: Tensor  # (N, K)
+    features: Tensor  # (N, D), the mean of the cells
+    cells: Tensor  # (N, D, G, G)
+
+
+class Ending(nn.Module):
+    """From the last cells to the logits, the same for all three."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.head = nn.Linear(width, classes)
+        nn.init.zeros_(self.head.weight)  # every class equally likely before the first step
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Output:
+        cells = self.norm(x)  # (N, D, G, G)
+        features = cells.mean(dim=(2, 3))  # (N, D)
+        return Output(self.head(features), features, cells)
+
+
+class Scaling(nn.Module):
+    """From [0, 1] to what the weights were trained on."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+# -- PoolFormer ----------------------------------------------------------------------------------------------------
+
+
+class PoolBlock(nn.Module):
+    """A transformer's block whose attention is a mean over 3 x 3 neighbours (Yu et al., arXiv 2111.11418)."""
+
+    def __init__(self, width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(1, width)
+        self.norm2 = nn.GroupNorm(1, width)
+        self.fc1 = nn.Conv2d(width, mlp_ratio * width, kernel_size=1)
+        self.fc2 = nn.Conv2d(mlp_ratio * width, width, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + F.avg_pool2d(y, 3, stride=1, padding=1, count_include_pad=False) - y
+        mixed: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + mixed
+
+
+class PoolFormer(nn.Module):
+    def __init__(self, config: PoolFormerConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.scaling = Scaling(config.mean, config.std)
+        fine, coarse = config.widths
+        self.stem = nn.Conv2d(3, fine, kernel_size=7, stride=3, padding=2)
+        self.fine = nn.Sequential(*(PoolBlock(fine, config.mlp_ratio) for _ in range(config.blocks[0])))
+        self.down = nn.Conv2d(fine, coarse, kernel_size=7, stride=5, padding=1)
+        self.coarse = nn.Sequential(*(PoolBlock(coarse, config.mlp_ratio) for _ in range(config.blocks[1])))
+        self.ending = Ending(coarse, classes)
+
+    def forward(self, images: Tensor) -> Output:
+        x = self.fine(self.stem(self.scaling(images)))  # (N, 48, S/3, S/3)
+        out: Output = self.ending(self.coarse(self.down(x)))
+        return out
+
+
+# -- ConvMixer -----------------------------------------------------------------------------------------------------
+
+
+class MixerBlock(nn.Module):
+    """Each channel over its places, then each place over its channels (Trockman & Kolter, arXiv 2201.09792)."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.places = nn.Conv2d(width, width, kernel, padding="same", groups=width)
+        self.norm1 = nn.GroupNorm(GROUPS, width)
+        self.channels = nn.Conv2d(width, width, kernel_size=1)
+        self.norm2 = nn.GroupNorm(GROUPS, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.norm1(F.gelu(self.places(x)))
+        mixed: Tensor = self.norm2(F.gelu(self.channels(x)))
+        return mixed
+
+
+class ConvMixer(nn.Module):
+    def __init__(self, config: ConvMixerConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.scaling = Scaling(config.mean, config.std)
+        self.embed = nn.Conv2d(3, config.width, kernel_size=PATCH_PX, stride=PATCH_PX)
+        self.norm = nn.GroupNorm(GROUPS, config.width)
+        self.blocks = nn.Sequential(*(MixerBlock(config.width, config.kernel) for _ in range(config.blocks)))
+        self.ending = Ending(config.width, classes)
+
+    def forward(self, images: Tensor) -> Output:
+        x = self.norm(F.gelu(self.embed(self.scaling(images))))  # (N, D, G, G)
+        out: Output = self.ending(self.blocks(x))
+        return out
+
+
+# -- ResNet --------------------------------------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a way around them (He et al., arXiv 1512.03385); a stride of 5 keeps kernels centred."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        kernel = 3 if stride == 1 else stride + 2
+        self.conv1 = nn.Conv2d(inside, outside, kernel, stride, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(GROUPS, outside)
+        self.conv2 = nn.Conv2d(outside, outside, kernel_size=3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(GROUPS, outside)
+        around = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(inside, outside, kernel_size=1))
+        self.shortcut = nn.Identity() if inside == outside and stride == 1 else around
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    def __init__(self, config: ResNetConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.scaling = Scaling(config.mean, config.std)
+        self.stem = nn.Conv2d(3, config.widths[0], kernel_size=7, stride=3, padding=2, bias=False)
+        self.norm = nn.GroupNorm(GROUPS, config.widths[0])
+        blocks, inside = [], config.widths[0]
+        for width, count, stride in zip(config.widths, config.blocks, (1, 1, 5, 1), strict=True):
+            for place in range(count):
+                blocks.append(ResidualBlock(inside, width, stride if place == 0 else 1))
+                inside = width
+        self.blocks = nn.Sequential(*blocks)
+        self.ending = Ending(inside, classes)
+
+    def forward(self, images: Tensor) -> Output:
+        x = F.relu(self.norm(self.stem(self.scaling(images))))  # (N, 32, S/3, S/3)
+        out: Output = self.ending(self.blocks(x))
+        return out
