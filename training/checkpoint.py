@@ -16,6 +16,9 @@ from torch import Tensor, nn
 State = dict[str, Any]
 
 
+PATCHES = "patch_embed.proj.weight"
+
+
 class CheckpointNotWritten(OSError):
     pass
 
@@ -67,12 +70,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
     """Takes from the file all that fits by name and shape; returns what was missing and what was not used.
 
-    Position embeddings of another grid are interpolated. A head of another size stays as initialised.
+    Position embeddings of another grid and kernels of another patch are interpolated, layer scales are multiplied into
+    the layer before them. A head of another size stays as initialised.
     """
     own = model.state_dict()
     found = {name.removeprefix("vit."): tensor for name, tensor in read_weights(path).items()}  # pretraining's trunk
     if "pos_embed" in found and "pos_embed" in own:
         found["pos_embed"] = fit_positions(found["pos_embed"], own["pos_embed"])
+    if PATCHES in found and PATCHES in own:
+        found[PATCHES] = fit_kernels(found[PATCHES], own[PATCHES])
+    fold_layer_scales(found)
     usable = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
     if not usable:
         raise UnreadableCheckpoint(
@@ -93,3 +100,22 @@ def fit_positions(theirs: Tensor, ours: Tensor) -> Tensor:
     patches = theirs[:, extra:].transpose(1, 2).reshape(1, -1, side, side)  # (1, D, g, g)
     patches = F.interpolate(patches.float(), (grid, grid), mode="bicubic", antialias=True)
     return torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1).to(ours.dtype)
+
+
+def fit_kernels(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Kernels (D, 3, p, p) to another patch, weaker as it is larger: a patch of one colour keeps its answer."""
+    if theirs.shape[:2] != ours.shape[:2] or theirs.shape == ours.shape:
+        return theirs
+    side = ours.shape[-1]
+    kernels = F.interpolate(theirs.float(), (side, side), mode="bicubic", antialias=True)
+    return (kernels * (theirs.shape[-1] / side) ** 2).to(ours.dtype)
+
+
+def fold_layer_scales(found: dict[str, Tensor]) -> None:
+    """`x + ls1(attn(x))` of DINOv2 and its kin is `x + attn(x)` with the scale in the last matrix of the branch."""
+    for name in [name for name in found if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
+        gamma = found.pop(name)
+        block, place, _ = name.rsplit(".", 2)
+        layer = f"{block}.attn.proj" if place == "ls1" else f"{block}.mlp.fc2"
+        found[f"{layer}.weight"] = found[f"{layer}.weight"] * gamma.unsqueeze(1)
+        found[f"{layer}.bias"] = found[f"{layer}.bias"] * gamma

@@ -8,6 +8,7 @@ from model.vit import ViT, ViTConfig
 from training.checkpoint import (
     CheckpointNotWritten,
     UnreadableCheckpoint,
+    fit_kernels,
     fit_positions,
     initialise,
     load,
@@ -93,6 +94,24 @@ def test_interpolated_positions_keep_their_order():
     found = ours[0, 1:, 0].view(grid, grid)
     torch.testing.assert_close(found[:, 0], found[:, 5])
     assert (found[:, 0].diff() > 0).all()
+
+
+def test_kernels_of_another_patch_see_a_plain_colour_as_before():
+    theirs = torch.rand(5, 3, 16, 16)
+    ours = fit_kernels(theirs, torch.zeros(5, 3, 15, 15))
+    assert ours.shape == (5, 3, 15, 15)
+    torch.testing.assert_close(ours.sum((2, 3)), theirs.sum((2, 3)), rtol=0.03, atol=0)
+
+
+def test_layer_scales_are_multiplied_into_the_layer_before_them(tmp_path):
+    theirs, ours = make_vit(1), make_vit(2)
+    gamma = torch.rand(24)
+    save_file({**theirs.state_dict(), "blocks.1.ls2.gamma": gamma}, tmp_path / "dino.safetensors")
+    missing, unused = initialise(ours, tmp_path / "dino.safetensors")
+    assert missing == unused == []
+    x = torch.rand(2, 24)
+    torch.testing.assert_close(ours.blocks[1].mlp(x), gamma * theirs.blocks[1].mlp(x))
+    torch.testing.assert_close(ours.blocks[0].mlp(x), theirs.blocks[0].mlp(x))
 
 
 def test_positions_without_a_class_token_start_it_at_zero():
