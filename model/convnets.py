@@ -1,7 +1,7 @@
 """Three small networks without tokens, to compare with: PoolFormer, ConvMixer and a ResNet.
 
 Each ends in cells on the patch grid, whose mean is what the head reads. So the class-activation map is exact: with the
-class's bias the cells' parts add up to the logit. Norms go by groups of one image's channels, as the batches are small.
+class's bias the cells' parts add up to the logit.
 Letters: N batch, S tile side, G = S/15, D width of the last cells, K classes.
 """
 
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 8
 PATCH_PX = 15
 
 
@@ -27,7 +26,7 @@ class PoolFormerConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        check_sizes(self.tile_px, self.widths)
+        check_tile(self.tile_px)
 
     @property
     def grid(self) -> int:
@@ -49,7 +48,7 @@ class ConvMixerConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        check_sizes(self.tile_px, (self.width,))
+        check_tile(self.tile_px)
 
     @property
     def grid(self) -> int:
@@ -70,7 +69,7 @@ class ResNetConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        check_sizes(self.tile_px, self.widths)
+        check_tile(self.tile_px)
 
     @property
     def grid(self) -> int:
@@ -81,11 +80,9 @@ class ResNetConfig:
         return self.widths[-1]
 
 
-def check_sizes(tile_px: int, widths: tuple[int, ...]) -> None:
+def check_tile(tile_px: int) -> None:
     if tile_px % PATCH_PX:
         raise ValueError(f"the grid has a cell for every 15 px, so tile_px must be a multiple of 15, not {tile_px}")
-    if any(width % GROUPS for width in widths):
-        raise ValueError(f"widths must be multiples of {GROUPS} (groups of the norms), not {list(widths)}")
 
 
 class Output(NamedTuple):
@@ -99,13 +96,11 @@ class Ending(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, width)
         self.head = nn.Linear(width, classes)
         nn.init.zeros_(self.head.weight)  # every class equally likely before the first step
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x: Tensor) -> Output:
-        cells = self.norm(x)  # (N, D, G, G)
+    def forward(self, cells: Tensor) -> Output:
         features = cells.mean(dim=(2, 3))  # (N, D)
         return Output(self.head(features), features, cells)
 
@@ -155,11 +150,12 @@ class PoolFormer(nn.Module):
         self.fine = nn.Sequential(*(PoolBlock(fine, config.mlp_ratio) for _ in range(config.blocks[0])))
         self.down = nn.Conv2d(fine, coarse, kernel_size=7, stride=5, padding=1)
         self.coarse = nn.Sequential(*(PoolBlock(coarse, config.mlp_ratio) for _ in range(config.blocks[1])))
+        self.norm = nn.GroupNorm(1, coarse)
         self.ending = Ending(coarse, classes)
 
     def forward(self, images: Tensor) -> Output:
         x = self.fine(self.stem(self.scaling(images)))  # (N, 48, S/3, S/3)
-        out: Output = self.ending(self.coarse(self.down(x)))
+        out: Output = self.ending(self.norm(self.coarse(self.down(x))))
         return out
 
 
@@ -172,9 +168,9 @@ class MixerBlock(nn.Module):
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
         self.places = nn.Conv2d(width, width, kernel, padding="same", groups=width)
-        self.norm1 = nn.GroupNorm(GROUPS, width)
+        self.norm1 = nn.BatchNorm2d(width)
         self.channels = nn.Conv2d(width, width, kernel_size=1)
-        self.norm2 = nn.GroupNorm(GROUPS, width)
+        self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.norm1(F.gelu(self.places(x)))
@@ -188,7 +184,7 @@ class ConvMixer(nn.Module):
         self.config = config
         self.scaling = Scaling(config.mean, config.std)
         self.embed = nn.Conv2d(3, config.width, kernel_size=PATCH_PX, stride=PATCH_PX)
-        self.norm = nn.GroupNorm(GROUPS, config.width)
+        self.norm = nn.BatchNorm2d(config.width)
         self.blocks = nn.Sequential(*(MixerBlock(config.width, config.kernel) for _ in range(config.blocks)))
         self.ending = Ending(config.width, classes)
 
@@ -208,9 +204,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         kernel = 3 if stride == 1 else stride + 2
         self.conv1 = nn.Conv2d(inside, outside, kernel, stride, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(GROUPS, outside)
+        self.norm1 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, kernel_size=3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(GROUPS, outside)
+        self.norm2 = nn.BatchNorm2d(outside)
         around = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(inside, outside, kernel_size=1))
         self.shortcut = nn.Identity() if inside == outside and stride == 1 else around
 
@@ -225,7 +221,7 @@ class ResNet(nn.Module):
         self.config = config
         self.scaling = Scaling(config.mean, config.std)
         self.stem = nn.Conv2d(3, config.widths[0], kernel_size=7, stride=3, padding=2, bias=False)
-        self.norm = nn.GroupNorm(GROUPS, config.widths[0])
+        self.norm = nn.BatchNorm2d(config.widths[0])
         blocks, inside = [], config.widths[0]
         for width, count, stride in zip(config.widths, config.blocks, (1, 1, 5, 1), strict=True):
             for place in range(count):

@@ -2,7 +2,7 @@
 
 A convolutional network looks at the tile in four stages. Four decoder blocks carry a class token and the patch tokens,
 and block i lets stage i say where to look: queries and keys of its guided attention come from that stage alone, only
-the values from the tokens. Differences to the paper: a grid of 10 x 10, group norms, a choice of what the head reads.
+the values from the tokens. Differences to the paper: sizes, a grid of 10 x 10, a choice of what the head reads.
 Letters: N batch, S tile side, G = S/15, T = 1 + G*G tokens, C channels of a stage, D width, H heads, K classes.
 """
 
@@ -37,8 +37,6 @@ class MSHTConfig:
             raise ValueError(f"the stages stride by 3 and 5, so tile_px must be a multiple of 15, not {self.tile_px}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if any(channels % 8 for channels in self.channels):
-            raise ValueError(f"channels must be multiples of 8 (groups of the norms), not {list(self.channels)}")
 
     @property
     def grid(self) -> int:
@@ -72,9 +70,9 @@ class Residual(nn.Module):
         super().__init__()
         kernel = 3 if stride == 1 else stride + 2
         self.conv1 = nn.Conv2d(inside, outside, kernel, stride, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(8, outside)
+        self.norm1 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, kernel_size=3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(8, outside)
+        self.norm2 = nn.BatchNorm2d(outside)
         self.shortcut = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(inside, outside, kernel_size=1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +85,7 @@ class Encoder(nn.Module):
         super().__init__()
         first = config.channels[0]
         self.stem = nn.Conv2d(3, first, kernel_size=7, stride=3, padding=2, bias=False)
-        self.norm = nn.GroupNorm(8, first)
+        self.norm = nn.BatchNorm2d(first)
         inside = (first, *config.channels[:-1])
         self.stages = nn.ModuleList(map(Residual, inside, config.channels, STAGE_STRIDES))
 

@@ -20,7 +20,17 @@ def tiny_artifact(pytestconfig) -> Path:
 
     The export takes many seconds, so pytest's cache keeps it until something changes that it is made from.
     """
-    folder = Path(pytestconfig.cache.mkdir(f"artifact-{fingerprint()}")) / "tiny"
+    return keep(pytestconfig, "tiny")
+
+
+@pytest.fixture(scope="session")
+def tokenless_artifact(pytestconfig) -> Path:
+    """The like of a network without tokens, which has no attention."""
+    return keep(pytestconfig, "tokenless")
+
+
+def keep(pytestconfig: pytest.Config, name: str) -> Path:
+    folder = Path(pytestconfig.cache.mkdir(f"artifact-{fingerprint()}")) / name
     if not folder.exists():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch and its exporter, about themselves
@@ -38,15 +48,20 @@ def export_tiny(folder: Path) -> None:
     import torch
 
     from model.artifact import Calibration, Gate, TissueClass
-    from model.vit import ViT, ViTConfig
+    from model.convnets import ResNetConfig
+    from model.network import build
+    from model.vit import ViTConfig
     from training.config import Card
     from training.export import export
     from training.findings import Findings
 
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(width=32, layers=2, heads=2), classes=len(SHIPPED_KINDS))
+    small = ViTConfig(width=32, layers=2, heads=2), ResNetConfig(widths=(8, 8, 16, 16), blocks=(1, 1, 1, 1))
+    net = build(small[0] if folder.name == "tiny" else small[1], classes=len(SHIPPED_KINDS))
     with torch.no_grad():
-        vit.head.weight.normal_()  # it starts at zero, where every tile has the same answer
+        for name, parameter in net.named_parameters():
+            if name.endswith("head.weight"):
+                parameter.normal_()  # it starts at zero, where every tile has the same answer
     card = Card(
         version="0.0.1",
         summary="Random weights, for tests",
@@ -61,4 +76,4 @@ def export_tiny(folder: Path) -> None:
         metrics=[],
     )
     tiles = np.stack([draw_tile(kind, seed) for kind in SHIPPED_KINDS for seed in range(2)])
-    export(vit, "tiny", card, findings, 0.495, tiles, folder)
+    export(net, folder.name, card, findings, 0.495, tiles, folder)

@@ -314,3 +314,34 @@ def test_logs_hold_no_names_and_no_pictures(client, png, caplog):
     ours = [record for record in caplog.records if record.name != "httpx"]  # the client's own
     assert len([record for record in ours if record.name == "tissue.access"]) == 3
     assert not any("Meyer" in str(vars(record)) for record in ours)
+
+
+# -- a network without attention -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenless(tokenless_artifact):
+    with open_client(artifact=tokenless_artifact) as client:
+        yield client
+
+
+@pytest.mark.parametrize("method", ["attention", "rollout"])
+def test_a_map_that_the_network_has_not_is_refused_with_those_it_has(tokenless, png, method):
+    response = tokenless.post_image(f"/attention?method={method}", png)
+    assert response.status_code == 422
+    problem = response.json()
+    assert problem["code"] == "method_unavailable"
+    assert f"(resnet) has no {method}" in problem["detail"] and "evidence, occlusion" in problem["detail"]
+
+
+@pytest.mark.parametrize("options", ["", "?method=evidence&tta=true", "?method=occlusion&masks=25"])
+def test_its_other_maps_are_given(tokenless, png, options):
+    answer = tokenless.post_image(f"/attention{options}", png).json()
+    assert answer["method"] in ("evidence", "occlusion")
+    assert np.shape(answer["grid"]) == (10, 10) and answer["class_specific"] and answer["signed"]
+
+
+def test_its_card_says_which_maps_there_are(tokenless, png):
+    assert tokenless.get("/model").json()["maps"]["methods"] == ["evidence", "occlusion"]
+    layer = tokenless.post_image("/attention?method=evidence&layer=0", png)
+    assert layer.status_code == 422 and "this model has none" in layer.json()["detail"]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model import msht
 from model.convnets import ConvMixer, ConvMixerConfig
 from model.graph import (
     ExplainGraph,
@@ -132,6 +133,7 @@ def test_evidence_of_msht_is_the_gradient_times_what_the_guided_attention_told()
     net = make_msht("class")
     out = net(make_images(), need_weights=True)
     last, before = net.blocks[-1], out.before_guidance.detach()
+    assert isinstance(last, msht.Block)
     scale = torch.ones(2, G * G, dtype=torch.float64, requires_grad=True)
     weights = out.attentions[-1].detach()
     weights = torch.cat([weights[..., :1], weights[..., 1:] * scale[:, None, None, :]], dim=-1)

@@ -2,10 +2,10 @@ import pytest
 
 from model.convnets import ConvMixer, ConvMixerConfig, PoolFormer, PoolFormerConfig, ResNet, ResNetConfig
 from model.msht import MSHT, MSHTConfig
-from model.network import build
+from model.network import NetworkConfig, build
 from model.vit import ViT, ViTConfig
 
-KINDS = [
+KINDS: list[tuple[NetworkConfig, type]] = [
     (ViTConfig(), ViT),
     (MSHTConfig(), MSHT),
     (PoolFormerConfig(), PoolFormer),

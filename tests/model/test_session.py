@@ -58,6 +58,31 @@ def test_removing_patches_changes_the_answer_and_silences_their_maps(classifier)
     assert (half.rollout[0, :5] == 0).all() and (half.attention[..., :5, :] == 0).all()
 
 
+def test_a_network_without_tokens_gives_evidence_and_empty_maps_for_the_rest(tokenless_artifact):
+    classifier = open_classifier(tokenless_artifact, device="cpu")
+    m = classifier.manifest
+    assert (m.layers, m.heads, m.maps.evidence, m.maps.removal) == (0, 0, "exact", "pixels")
+    tiles = random_tiles(2)
+    explained = classifier.explain(tiles)
+    assert explained.attention.shape == (2, 0, 0, 10, 10) and explained.rollout.shape == (2, 0, 0)
+    assert explained.evidence.shape == (2, len(m.classes), 10, 10)
+    keep = np.ones((2, 100), bool)
+    keep[1, :50] = False
+    half = classifier.explain(tiles, keep)
+    np.testing.assert_array_equal(half.logits[0], explained.logits[0])
+    assert np.abs(half.logits[1] - explained.logits[1]).max() > 1e-4
+
+
+def test_maps_that_the_graph_does_not_give_must_not_be_promised(tokenless_artifact, tmp_path):
+    for path in tokenless_artifact.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = json.loads((tmp_path / MANIFEST).read_text())
+    content["maps"]["methods"] = ["attention", "rollout", "evidence", "occlusion"]
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CorruptArtifact, match="does not take tiles"):
+        open_classifier(tmp_path, device="cpu")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_same_tile_gets_the_same_digits_every_time(tiny_artifact, precision):
     classifier = open_classifier(tiny_artifact, device="cpu", precision=precision)

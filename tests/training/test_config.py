@@ -1,7 +1,9 @@
 import pytest
 
+from model.convnets import ConvMixerConfig, ResNetConfig
+from model.msht import MSHTConfig
 from model.vit import ViTConfig
-from training.config import BadConfig, Fit, Pretrain, read_config
+from training.config import BadConfig, Distil, Fit, Pretrain, read_config
 
 MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\n'
 
@@ -43,11 +45,34 @@ def test_the_command_line_beats_the_file(write):
         ("augment.stain=-1", "augment.stain"),
         ("model.heads=5", "width 192 is not a multiple of heads 5"),
         ("steps", "no key=value"),
+        ("model.architecture=vgg", "'vit', 'msht', 'poolformer', 'convmixer', 'resnet'"),
+        ("data.clases=[]", r"unknown key 'clases'; the nearest known one is 'classes'"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(write, override, message):
     with pytest.raises(BadConfig, match=message):
         read_config(write(MINIMAL), [override], Fit)
+
+
+def test_each_architecture_takes_its_own_sizes_and_no_others(write):
+    path = write(MINIMAL + '[model]\narchitecture = "msht"\nwidth = 64\nchannels = [8, 16, 24, 32]\n')
+    assert read_config(path, [], Fit).model == MSHTConfig(width=64, channels=(8, 16, 24, 32))
+    with pytest.raises(BadConfig, match=r"\[model\]: unknown key 'layers'"):
+        read_config(path, ["model.layers=3"], Fit)
+    path = write(MINIMAL + '[distil]\nteacher = { architecture = "convmixer", blocks = 2 }\n')
+    assert read_config(path, ["distil.kind=hard"], Fit).distil == Distil(teacher=ConvMixerConfig(blocks=2), kind="hard")
+    with pytest.raises(BadConfig, match=r"\[teacher\]: unknown key 'depth'"):
+        read_config(path, ["distil.teacher.depth=3"], Fit)
+
+
+def test_only_networks_with_tokens_can_drop_some_or_learn_what_lies_in_each(write):
+    path = write(MINIMAL + '[model]\narchitecture = "resnet"\n')
+    assert read_config(path, [], Fit).model == ResNetConfig()
+    with pytest.raises(BadConfig, match="resnet has no tokens to drop"):
+        read_config(path, ["optimisation.token_drop=0.5"], Fit)
+    text = 'name = "x"\n[[sources]]\nkind = "classes"\nfolder = "a"\nshare = 1.0\n[model]\narchitecture = "resnet"\n'
+    with pytest.raises(BadConfig, match="'vit', 'msht'"):
+        read_config(write(text), [], Pretrain)
 
 
 def test_keys_inside_lists_are_checked_as_well(write):

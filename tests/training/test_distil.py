@@ -52,7 +52,11 @@ def test_a_teacher_is_trained_first_and_what_it_says_changes_the_student(config,
 
 def test_in_folds_the_teacher_sees_what_the_student_sees_and_is_thrown_away(config, tiles, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("training.fit.train_teacher", lambda _, train, *__: seen.append(train.records) or None)
+
+    def note(config, train, folder, title):
+        seen.append(train.records)
+
+    monkeypatch.setattr("training.fit.train_teacher", note)
     found = cross_validate(config, tiles, tmp_path, "random", lambda line: None)
     for number, records in enumerate(seen):
         held_out = {tiles.records[i].sha256 for i in np.flatnonzero(found.folds[0] == number)}

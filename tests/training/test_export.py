@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from model.artifact import read_manifest
+from model.convnets import ConvMixerConfig, PoolFormerConfig
+from model.msht import MSHTConfig
+from model.network import build
 from model.vit import ViT, ViTConfig
 from training import export as exporting
 from training.config import Card
@@ -88,3 +91,19 @@ def test_an_artefact_that_was_there_is_replaced_whole(vit, tiles, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
     assert read_manifest(tmp_path / "artifact") == manifest
     assert np.isclose(sum(manifest.golden.probabilities), 1)
+
+
+OTHERS = [
+    MSHTConfig(channels=(8, 8, 8, 16), width=16, heads=2, pool="both"),
+    PoolFormerConfig(widths=(8, 16), blocks=(1, 1)),
+    ConvMixerConfig(width=16, blocks=1),
+]
+
+
+@pytest.mark.parametrize("config", OTHERS, ids=lambda config: config.architecture)
+def test_networks_of_other_kinds_pass_the_same_gate(config, tiles, tmp_path):
+    torch.manual_seed(0)
+    net = build(config, 3).eval()
+    torch.nn.init.normal_(net.get_parameter("head.weight" if config.architecture == "msht" else "ending.head.weight"))
+    write_graphs(net, 1.0, tmp_path)
+    check_parity(net, 1.0, tiles.tiles[:8], tmp_path)
