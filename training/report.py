@@ -83,6 +83,11 @@ def render_maps(m: Manifest) -> str:
         "mixed": "exact for what the head reads from the patches, of first order for what it reads from the class "
         "token: it doesn't add up to the logit",
     }
+    if "attention" not in m.maps.methods:
+        return (
+            f"The network has no tokens, so no attention and no rollout; it has {' and '.join(m.maps.methods)}. "
+            f"Evidence is signed, per class, in logit units, and {evidence[m.maps.evidence]}."
+        )
     return (
         f"The head reads {reads[m.maps.reads]}. Attention and rollout don't depend on the class: they show where "
         f"information was routed, not why. Evidence is signed, per class, in logit units, and "

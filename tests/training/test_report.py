@@ -31,6 +31,12 @@ def test_a_network_that_nobody_tested_says_so(manifest):
     assert "nothing is known" in render_card(manifest.model_copy(update={"metrics": []}))
 
 
+def test_a_network_without_tokens_is_not_said_to_attend(manifest):
+    maps = manifest.maps.model_copy(update={"methods": ["evidence", "occlusion"], "evidence": "exact"})
+    card = render_card(manifest.model_copy(update={"maps": maps}))
+    assert "it has evidence and occlusion" in card and "routed" not in card
+
+
 def test_a_bar_in_a_text_does_not_break_the_table():
     assert table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
 
