@@ -6,7 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from model.msht import MSHTConfig
+from model.network import build
 from model.vit import ViTConfig
+from training import checkpoint
 from training.config import BadConfig, Optimisation, Pretrain, Rule, Source
 from training.pretrain import NO_LABEL, Cutter, Field, Pretrained, obeys, pretrain, read_source, symmetry
 
@@ -157,6 +160,13 @@ def test_it_runs_and_leaves_a_trunk_that_fit_can_start_from(folders, tmp_path):
     assert isinstance(model, Pretrained)
     weights = torch.load(tmp_path / "latest.pt", weights_only=True)["weights"]
     assert {"vit.head.weight", "vit.pos_embed", "heads.coarse.weight", "heads.nuclei.weight"} <= weights.keys()
+
+
+def test_msht_learns_the_same_way_and_starts_from_all_it_learnt(folders, tmp_path):
+    model = MSHTConfig(tile_px=TILE_PX, channels=(8, 8, 8, 16), width=24, heads=3, pool="both")
+    pretrain(make_config(folders, model=model), tmp_path)
+    missing, unused = checkpoint.initialise(build(model, classes=2), tmp_path / "latest.pt")
+    assert missing == [] and all(name.startswith("heads.") for name in unused)
 
 
 def test_the_dense_heads_learn_where_things_are(folders, tmp_path):
