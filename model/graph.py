@@ -55,7 +55,7 @@ def find_methods(config: NetworkConfig) -> list[MapMethod]:
 
 
 def find_removal(config: NetworkConfig) -> Removal:
-    """How `keep` takes a patch away: a ViT has nothing of it but its token, any convolution looks beyond the patch."""
+    """How `keep` takes a patch away: a ViT sees it by its token; the convolutions of the others look past its rim."""
     if isinstance(config, ViTConfig):
         return "token"
     return "pixels and token" if isinstance(config, MSHTConfig) else "pixels"

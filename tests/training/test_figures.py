@@ -13,6 +13,7 @@ from training.figures import (
     draw_comparison,
     draw_confusion,
     draw_curves,
+    draw_protocols,
     draw_reliability,
     draw_risk_coverage,
     draw_sheet,
@@ -140,6 +141,19 @@ def test_comparison_shows_every_model_and_its_interval(tmp_path, drawn):
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
     ((start, end),) = axes.collections[0].get_segments()
     assert (start[0], end[0]) == pytest.approx((0.6, 0.8))
+
+
+def test_protocols_stand_apart_in_the_row_of_their_model(tmp_path, drawn):
+    both = {"random folds": Estimate(0.7, 0.6, 0.8, 179), "leave-slide-out": Estimate(0.5, 0.3, 0.6, 10)}
+    rows = {"plain ViT": both, "MSHT, pretrained": {"random folds": Estimate(0.8, 0.7, 0.9, 179)}}
+    with all_within(drawn):
+        draw_protocols(rows, tmp_path / "p.png")
+    (axes,) = drawn[0].axes
+    folds, slides = axes.containers
+    assert (folds.get_label(), slides.get_label()) == ("random folds, n = 179", "leave-slide-out, n = 10")
+    assert folds[0].get_xdata().tolist() == [0.7, 0.8] and slides[0].get_xdata().tolist() == [0.5]
+    assert folds[0].get_ydata()[0] < slides[0].get_ydata()[0] < 0.5 < folds[0].get_ydata()[1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(rows)
 
 
 def test_a_sheet_holds_every_tile_above_its_caption(tmp_path, drawn):
