@@ -67,12 +67,14 @@ def test_links_within_the_project_lead_somewhere(document):
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
 def test_every_config_is_valid_and_opens_with_its_command(config):
-    from training.config import Fit, Pretrain, read_config
+    from training.config import Compare, Fit, Pretrain, read_config
 
-    first = config.read_text().splitlines()[0]
-    assert re.fullmatch(r"# tissue-train (fit|pretrain|cv) configs/[a-z0-9-]+\.toml", first)
+    commands = [line for line in config.read_text().splitlines() if not line.startswith("# tissue-train data fetch")]
+    assert re.match(r"# tissue-train (fit|pretrain|cv|compare) configs/[a-z0-9-]+\.toml( |$)", commands[0])
     if "[[sources]]" in config.read_text():
         read_config(config, [], Pretrain)
+    elif "[[networks]]" in config.read_text():
+        read_config(config, [], Compare)
     else:
         read_config(config, [], Fit)
 

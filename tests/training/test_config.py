@@ -1,13 +1,9 @@
-import re
-from typing import Any
-
 import pytest
 
 from model.convnets import ConvMixerConfig, ResNetConfig
 from model.msht import MSHTConfig
 from model.vit import ViTConfig
-from tests.conftest import ROOT
-from training.config import BadConfig, Compare, Distil, Fit, Pretrain, read_config
+from training.config import BadConfig, Distil, Fit, Pretrain, read_config
 
 MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\n'
 
@@ -82,13 +78,6 @@ def test_only_networks_with_tokens_can_drop_some_or_learn_what_lies_in_each(writ
 def test_another_network_takes_the_place_of_the_files_on_the_command_line(write):
     path = write(MINIMAL + '[model]\nstem = "conv"\nlayers = 6\n')
     assert read_config(path, ['model={architecture="msht", pool="both"}'], Fit).model == MSHTConfig(pool="both")
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_config_is_valid_and_opens_with_its_command(path):
-    kinds: dict[str, Any] = {"tissue-train pretrain": Pretrain, "tissue-train compare": Compare}
-    commands = re.findall(rf"^# (tissue-train \w+) configs/{path.name}", path.read_text(), re.M)
-    assert commands and read_config(path, [], kinds.get(commands[0], Fit)).name == path.stem
 
 
 def test_keys_inside_lists_are_checked_as_well(write):
