@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.artifact import read_manifest
-from model.convnets import ConvMixerConfig, PoolFormerConfig
+from model.convnets import PoolFormerConfig
 from model.msht import MSHTConfig
 from model.network import build
 from model.vit import ViT, ViTConfig
@@ -96,7 +96,6 @@ def test_an_artefact_that_was_there_is_replaced_whole(vit, tiles, tmp_path):
 OTHERS = [
     MSHTConfig(channels=(8, 8, 8, 16), width=16, heads=2, pool="both"),
     PoolFormerConfig(widths=(8, 16), blocks=(1, 1)),
-    ConvMixerConfig(width=16, blocks=1),
 ]
 
 
