@@ -103,6 +103,7 @@ def draw(answers: Answers, temperature: float, classes: list[str], folder: Path)
 
 def keep(found: OutOfFold, path: Path) -> None:
     def write(file: BinaryIO) -> None:
+        assert found.distances is not None  # cross_validate measures them
         np.savez(file, logits=found.logits, folds=found.folds, distances=found.distances, sha256=hashes(found.tiles))
 
     checkpoint.write_atomically(path, write)
