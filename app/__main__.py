@@ -129,14 +129,19 @@ def predict(
     url: Url = None,
     api_key: ApiKey = None,
     artifact: Artifact = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Also write what the model's last layer read: .npy, a row for each picture.")
+    ] = None,
     **query: str | bool | None,
 ) -> None:
     """Say which tissue each picture shows. Exits with 1 where one could not be answered."""
+    if features is not None and features.suffix.lower() != ".npy":
+        fail(f"{features} must end in .npy, which is what is written")
     pictures = find_pictures(files)
     with complaining(), Progress(console=complaints, disable=not complaints.is_terminal, transient=True) as progress:
         task = progress.add_task("predicting", total=len(pictures))
         classes, answers = asyncio.run(
-            _predict(_open(url, api_key, artifact), pictures, query, lambda: progress.advance(task))
+            _predict(_open(url, api_key, artifact), pictures, query, lambda: progress.advance(task), features)
         )
     print_answers(answers, classes, form)
     failed = [answer for answer in answers if "error" in answer]
@@ -239,13 +244,25 @@ def _open(url: str | None, api_key: str | None, artifact: Path | None) -> "Opene
 
 
 async def _predict(
-    opened: "Opened", pictures: list[Path], query: dict[str, Any], when_done: Callable[[], None]
+    opened: "Opened",
+    pictures: list[Path],
+    query: dict[str, Any],
+    when_done: Callable[[], None],
+    features: Path | None,
 ) -> tuple[list[str], list[Answer]]:
+    import numpy as np
+
     from app import client
 
     async with opened as service:
         card = await client.ask_model(service)
         answers = await client.ask_all(service, pictures, query, when_done)
+        if features is not None:
+            rows = await client.ask_features(service, pictures, query.get("mpp"), card["feature_width"])
+            try:
+                np.save(features, rows)
+            except OSError as error:
+                fail(f"{features} can't be written: {error.strerror}")
     return [known["name"] for known in card["classes"]], answers
 
 

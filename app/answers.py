@@ -1,6 +1,6 @@
 """From numbers to documents: a sample and what the model said of it become what goes out."""
 
-from typing import Literal
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from app import schemas
 from app.maps import Drawable
 from app.samples import Sample
-from model.artifact import Gate, Manifest
+from model.artifact import Manifest
+from model.scope import judge
 from model.session import Classifier
 
 Floats = NDArray[np.float32]
@@ -35,22 +36,23 @@ def describe_prediction(
     manifest: Manifest,
     model: schemas.Model,
     coverage: float | None,
+    distance: float | None,
 ) -> schemas.Prediction:
     mean = probabilities[0] if len(probabilities) == 1 else probabilities.mean(axis=0)
     top = int(mean.argmax())
     shares = dict(zip(manifest.class_names, mean.tolist(), strict=True))
-    reasons, verdict = judge(sample, float(mean[top]), manifest.gate)
+    doubts, verdict = judge(sample.quality, distance, float(mean[top]), manifest.gate)
     return schemas.Prediction(
         label=manifest.class_names[top],
         confidence=shares[manifest.class_names[top]],
         probabilities=shares,
         prediction_set=choose_set(mean, manifest, coverage),
         verdict=verdict,
-        reasons=reasons,
+        reasons=[schemas.Reason(code=doubt.code, text=doubt.text) for doubt in doubts],
         warnings=[
             schemas.Reason(code=note.code, text=note.text) for note in (*sample.picture.warnings, *sample.tile.notes)
         ],
-        quality=schemas.Quality(tissue_share=sample.tissue_share, sharpness=sample.sharpness),
+        quality=describe_quality(sample, distance),
         tta=compare_views(probabilities, top) if len(probabilities) > 1 else None,
         input=describe_input(sample),
         model=model,
@@ -70,23 +72,17 @@ def describe_input(sample: Sample) -> schemas.Input:
     )
 
 
-def judge(
-    sample: Sample, confidence: float, gate: Gate
-) -> tuple[list[schemas.Reason], Literal["ok", "uncertain", "out_of_scope"]]:
-    """Without tissue no label means anything; a blurred or doubtful tile may still be labelled rightly."""
-    reasons = []
-    if confidence < gate.min_confidence:
-        text = f"The most likely class has {confidence:.0%}; below {gate.min_confidence:.0%} it is often wrong."
-        reasons.append(schemas.Reason(code="low_confidence", text=text))
-    if sample.sharpness < gate.min_sharpness:
-        text = (
-            f"The tile is blurred: its sharpness is {sample.sharpness:.0f}, at least {gate.min_sharpness:.0f} is usual."
-        )
-        reasons.append(schemas.Reason(code="blurred", text=text))
-    if sample.tissue_share < gate.min_tissue_share:
-        text = f"Only {sample.tissue_share:.0%} of the tile is tissue, at least {gate.min_tissue_share:.0%} is needed."
-        return [schemas.Reason(code="little_tissue", text=text), *reasons], "out_of_scope"
-    return reasons, "uncertain" if reasons else "ok"
+def describe_quality(sample: Sample, distance: float | None) -> schemas.Quality:
+    quality = sample.quality
+    return schemas.Quality(
+        tissue_share=quality.tissue_share,
+        sharpness=quality.sharpness,
+        brightness=quality.brightness,
+        odd_share=quality.odd_share,
+        blue_absorption=quality.blue_absorption,
+        foreign_share=quality.foreign_share,
+        distance=distance if distance is not None and math.isfinite(distance) else None,
+    )
 
 
 def choose_set(probabilities: Floats, manifest: Manifest, coverage: float | None) -> schemas.PredictionSet | None:
@@ -115,7 +111,11 @@ def find_thresholds(manifest: Manifest, coverage: float | None) -> tuple[float, 
         if abs(known - wanted) < 1e-9:
             return known, thresholds
     known_ones = ", ".join(f"{known:g}" for known in conformal.coverages)
-    raise CoverageUnavailable(f"coverage {wanted:g} is not available, only {known_ones}")
+    most = conformal.n / (conformal.n + 1)
+    raise CoverageUnavailable(
+        f"coverage {wanted:g} is not available, only {known_ones}; "
+        f"the {conformal.n} tiles that the thresholds were fitted on allow at most {most:.3f}"
+    )
 
 
 def compare_views(probabilities: Floats, top: int) -> schemas.Views:

@@ -4,6 +4,7 @@ Both answer on the same routes, so a picture gets the same answer whether a serv
 """
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from app.main import create_app
 from app.settings import Settings
@@ -81,6 +84,22 @@ async def ask_all(
             return {"file": str(picture), **answer}
 
     return await asyncio.gather(*map(predict, pictures))
+
+
+async def ask_features(client: httpx.AsyncClient, pictures: list[Path], mpp: object, width: int) -> NDArray[np.float32]:
+    """A row for each picture, in order; not a number throughout where one can't be answered."""
+    places = asyncio.Semaphore(IN_FLIGHT)
+
+    async def read(picture: Path) -> NDArray[np.float32]:
+        async with places:
+            try:
+                data = await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"})
+            except Unanswered:
+                return np.full(width, np.nan, np.float32)
+            row: NDArray[np.float32] = np.load(io.BytesIO(data))
+            return row
+
+    return np.stack(await asyncio.gather(*map(read, pictures)))
 
 
 def _read(picture: Path) -> bytes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from model.artifact import Manifest
 from model.pixels import Picture, Tile, decode, to_tile
-from model.quality import sharpness, tissue_share
+from model.quality import Palette, Quality, measure_quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,12 +13,13 @@ class Sample:
     picture: Picture
     tile: Tile
     sha256: str
-    tissue_share: float
-    sharpness: float
+    quality: Quality
 
 
-def take_sample(data: bytes, manifest: Manifest, mpp: float | None, max_megapixels: float) -> Sample:
+def take_sample(
+    data: bytes, manifest: Manifest, mpp: float | None, max_megapixels: float, palette: Palette | None = None
+) -> Sample:
     picture = decode(data, max_megapixels)
     tile = to_tile(picture, manifest.tile_px, manifest.tile_mpp, mpp)
     sha256 = hashlib.sha256(data).hexdigest()
-    return Sample(picture, tile, sha256, tissue_share(tile.pixels), sharpness(tile.pixels))
+    return Sample(picture, tile, sha256, measure_quality(tile.pixels, palette))

@@ -94,10 +94,27 @@ class Quality(BaseModel):
     sharpness: float = Field(
         ge=0, description="Variance of the Laplacian in squared grey levels; low means blurred.", examples=[412.7]
     )
+    brightness: float = Field(
+        description="Mean level of the stained pixels, 0 to 255; 255 where there are none.", examples=[118.4]
+    )
+    odd_share: Share = Field(
+        description="Share of the stained pixels that absorb red or blue more than green: ink, other stains.",
+        examples=[0.002],
+    )
+    blue_absorption: float = Field(
+        description="Absorption of blue by the stained pixels, as a multiple of that of green.", examples=[0.59]
+    )
+    foreign_share: Share | None = Field(
+        None,
+        description="Share of the tile whose colours the training's tiles don't have; null where the artefact "
+        "can't tell.",
+        examples=[0.004],
+    )
     distance: float | None = Field(
         None,
-        description="Distance from the training data; null while the artefact has no measure of it.",
-        examples=[None],
+        description="Distance of the features from those of the training, about 1 for its own tiles; null where the "
+        "artefact can't tell.",
+        examples=[1.31],
     )
 
 

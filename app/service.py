@@ -216,9 +216,10 @@ class Service:
             self._metrics.waiting.set(self.batcher.waiting)
 
     async def _take_sample(self, data: bytes, mpp: float | None, trace: Trace) -> Sample:
-        limit = self.settings.max_megapixels
+        limit, reference = self.settings.max_megapixels, self.classifier.reference
+        palette = reference.palette if reference else None
         with trace.measure("decode"):
-            return await self._run_in_thread(lambda: take_sample(data, self.manifest, mpp, limit))
+            return await self._run_in_thread(lambda: take_sample(data, self.manifest, mpp, limit, palette))
 
     async def _ask(
         self, graph: Graph, questions: list[Question], reservation: Reservation, trace: Trace
@@ -230,7 +231,10 @@ class Service:
 
     def _describe(self, sample: Sample, answers: list[Predictions], coverage: float | None) -> schemas.Prediction:
         probabilities = np.concatenate([answer.probabilities for answer in answers])  # (V, K)
-        prediction = describe_prediction(sample, probabilities, self.manifest, self.model, coverage)
+        # Of the tile as it came, not of its views: the limit was fitted on such.
+        reference = self.classifier.reference
+        distance = float(reference.cloud.distance(answers[0].features)[0]) if reference else None
+        prediction = describe_prediction(sample, probabilities, self.manifest, self.model, coverage, distance)
         self._metrics.verdicts.labels(prediction.label, prediction.verdict).inc()
         return prediction
 

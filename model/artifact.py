@@ -13,7 +13,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
-Role = Literal["predict", "explain", "weights", "golden", "licence"]
+Role = Literal["predict", "explain", "weights", "golden", "licence", "reference"]
 MapMethod = Literal["attention", "rollout", "evidence", "occlusion"]
 Removal = Literal["token", "pixels", "pixels and token"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -61,6 +61,13 @@ class Gate(Part):
     min_tissue_share: Share
     min_sharpness: float = Field(ge=0)
     min_confidence: Share
+    # Those below are None where nothing was measured that they could be fitted on, and in older artefacts.
+    min_brightness: float | None = None
+    max_brightness: float | None = None
+    max_odd_share: float | None = None
+    max_blue_absorption: float | None = None
+    max_foreign_share: float | None = None
+    max_distance: float | None = None
     protocol: str
 
 
@@ -150,6 +157,9 @@ class Manifest(Part):
             raise ValueError(f"tile_px {self.tile_px} is not a multiple of the grid {self.grid}")
         if self.maps.default not in self.maps.methods:
             raise ValueError(f"the default map {self.maps.default} is none of the methods {self.maps.methods}")
+        needs_reference = self.gate.max_foreign_share is not None or self.gate.max_distance is not None
+        if needs_reference and not self.has("reference"):
+            raise ValueError("the gate has limits on colours or distance, but no file of role reference is listed")
         if self.conformal and any(len(row) != len(names) for row in self.conformal.thresholds):
             raise ValueError("conformal thresholds must be one per class")
         return self
@@ -160,6 +170,9 @@ class Manifest(Part):
 
     def precisions(self) -> list[Precision]:
         return [f.precision for f in self.files if f.role == "predict" and f.precision]
+
+    def has(self, role: Role) -> bool:
+        return any(file.role == role for file in self.files)
 
     def file(self, role: Role, precision: Precision | None = None) -> File:
         for file in self.files:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from model.artifact import MANIFEST, CorruptArtifact, Manifest, Precision, digest, read_manifest, verify_files
 from model.runtime import ort
+from model.scope import Reference, read_reference
 
 Device = Literal["cpu", "cuda"]
 Floats = NDArray[np.float32]
@@ -68,6 +69,7 @@ class Classifier:
     device: Device
     precision: Precision
     intra_threads: int
+    reference: Reference | None  # None where the artefact has none
     _predict: Sessions
     _explain: ort.InferenceSession
 
@@ -122,6 +124,9 @@ def open_classifier(
         chosen,
         precision,
         threads,
+        read_reference(path / manifest.file("reference").path, manifest.feature_width)
+        if manifest.has("reference")
+        else None,
         open_sessions(predict, chosen, threads),
         open_session(explain, chosen, 1),
     )

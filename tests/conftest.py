@@ -50,6 +50,8 @@ def export_tiny(folder: Path) -> None:
     from model.artifact import Calibration, Gate, TissueClass
     from model.convnets import ResNetConfig
     from model.network import build
+    from model.quality import PALETTE_SIZE
+    from model.scope import Cloud, Reference
     from model.vit import ViTConfig
     from training.config import Card
     from training.export import export
@@ -69,11 +71,15 @@ def export_tiny(folder: Path) -> None:
             TissueClass(name=name, description=name, color=f"#{n:02x}4080") for n, name in enumerate(SHIPPED_KINDS)
         ],
     )
+    width = net.config.feature_width
     findings = Findings(
         calibration=Calibration(temperature=1.5, n=0, protocol="none"),
         conformal=None,
-        gate=Gate(min_tissue_share=0.2, min_sharpness=20, min_confidence=0.1, protocol="none"),
+        gate=Gate(min_tissue_share=0.2, min_sharpness=20, min_confidence=0.1, max_distance=1000, protocol="none"),
         metrics=[],
+        reference=Reference(
+            np.ones(PALETTE_SIZE, bool), Cloud(np.zeros(width, np.float32), np.eye(width, dtype=np.float32))
+        ),
     )
     tiles = np.stack([draw_tile(kind, seed) for kind in SHIPPED_KINDS for seed in range(2)])
     export(net, folder.name, card, findings, 0.495, tiles, folder)

@@ -159,6 +159,22 @@ def evaluate_artifact(
             figures.draw_confusion(scores, folder / "confusion.png", f"{artifact.name} on {images.name}")
 
 
+@cli.command("scope")
+def try_scope(
+    artifact: Path, folders: Annotated[list[Path], typer.Argument(help="Each a group.")], image_mpp: ImageMpp = None
+) -> None:
+    """Count what an artefact answers on folders of anything: ok, uncertain or out of scope, and for which reasons."""
+    with plain_errors():
+        shown = Table("folder", "n", "ok", "uncertain", "out of scope", "not ok", "95 % interval", "reasons")
+        for tally in evaluate.tally_scope(artifact, folders, image_mpp):
+            share, low, high = tally.not_ok()
+            counts = [str(tally.verdicts[verdict]) for verdict in ("ok", "uncertain", "out_of_scope")]
+            reasons = ", ".join(f"{code} {count}" for code, count in tally.reasons.most_common())
+            name = f"{tally.folder} ({tally.refused} refused)" if tally.refused else str(tally.folder)
+            shown.add_row(name, str(tally.n), *counts, f"{share:.1%}", f"{low:.1%} to {high:.1%}", reasons)
+        out.print(shown)
+
+
 def show(scores: Scores) -> None:
     shown = Table("", "value", "95 % interval", "n")
     for name, estimate in scores.pairs():

@@ -96,6 +96,16 @@ def fit_temperature(logits: Floats, targets: Ints, groups: Groups | None = None,
     )
 
 
+def cross_temperatures(logits: Floats, targets: Ints, folds: NDArray[Any], groups: Groups) -> Floats:
+    """For each row the temperature of the rows that share no group with its fold: no tile, or no slide."""
+    temperatures = np.ones(len(targets))
+    for fold in np.unique(folds):
+        judged = folds == fold
+        rest = ~np.isin(groups, groups[judged])
+        temperatures[judged] = fit_temperature(logits[rest], targets[rest], groups[rest]).value
+    return temperatures
+
+
 def judge_temperature(best: float, gain: float, error: float, all_right: bool) -> str:
     if all_right:
         return "refused: every answer is right, so the NLL falls without end towards boundless certainty"

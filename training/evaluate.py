@@ -1,13 +1,20 @@
 """Scores an artefact, not a checkpoint: the very graph that is served, through the very session that serves it."""
 
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Precision, read_manifest
-from model.session import open_classifier
-from training.data import load_tiles, number_labels, scan
+from model.pixels import ImageRefused, decode, to_tile
+from model.quality import measure_quality
+from model.scope import Verdict, judge
+from model.session import Classifier, open_classifier
+from training.data import NoClasses, images_below, load_tiles, number_labels, scan
 from training.metrics import Scores, score
 
 
@@ -22,3 +29,56 @@ def predict_singly(artifact: Path, tiles: NDArray[np.uint8], precision: Precisio
     """One tile a call, as on a CPU it is served: dynamic int8 takes its scales over all that is in one call."""
     classifier = open_classifier(artifact, device="cpu", precision=precision)
     return np.concatenate([classifier.predict(tile[None]).probabilities for tile in tiles])
+
+
+# -- scope ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What an artefact says of a folder of images, whatever they show."""
+
+    folder: Path
+    n: int
+    verdicts: Counter[Verdict]
+    reasons: Counter[str]  # an image may have several
+    refused: int  # unreadable, or too small for a tile
+
+    def not_ok(self) -> tuple[float, float, float]:
+        """The share that is not answered ok, and its 95 % interval (Wilson's)."""
+        share = 1 - self.verdicts["ok"] / self.n
+        z = 1.96
+        centre = (share + z * z / (2 * self.n)) / (1 + z * z / self.n)
+        reach = z / (1 + z * z / self.n) * math.sqrt(share * (1 - share) / self.n + (z / (2 * self.n)) ** 2)
+        return share, max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def tally_scope(artifact: Path, folders: Sequence[Path], image_mpp: float | None) -> list[Tally]:
+    """One tally a folder; each image goes the way it goes in the service, with its scale known or not."""
+    classifier = open_classifier(artifact, device="cpu")
+    return [tally_folder(classifier, folder, image_mpp) for folder in folders]
+
+
+def tally_folder(classifier: Classifier, folder: Path, image_mpp: float | None) -> Tally:
+    m, reference = classifier.manifest, classifier.reference
+    verdicts: Counter[Verdict] = Counter()
+    reasons: Counter[str] = Counter()
+    refused = 0
+    for path in images_below(folder):
+        try:
+            tile = to_tile(decode(path.read_bytes()), m.tile_px, m.tile_mpp, image_mpp).pixels
+        except (ImageRefused, OSError):
+            refused += 1
+            continue
+        answer = classifier.predict(tile[None])
+        doubts, verdict = judge(
+            measure_quality(tile, reference.palette if reference else None),
+            float(reference.cloud.distance(answer.features)[0]) if reference else None,
+            float(answer.probabilities.max()),
+            m.gate,
+        )
+        verdicts[verdict] += 1
+        reasons.update(doubt.code for doubt in doubts)
+    if not verdicts:
+        raise NoClasses(f"{folder} holds no image that can be read; give a folder of images")
+    return Tally(folder, verdicts.total(), verdicts, reasons, refused)

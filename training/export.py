@@ -41,6 +41,7 @@ from model.artifact import (
 from model.graph import ExplainGraph, PredictGraph, Prediction, find_methods, find_removal, name_outputs
 from model.network import Network, TokenConfig
 from model.runtime import ort
+from model.scope import write_reference
 from model.session import open_classifier
 from training.config import Card
 from training.evaluate import predict_singly
@@ -86,6 +87,9 @@ def export(
         if card.fp16:
             files += write_fp16(new)
         files += write_golden(net.config.tile_px, new)
+        if findings.reference:
+            write_reference(findings.reference, new / "reference.npz")
+            files.append(describe_file(new / "reference.npz", "reference"))
         if card.licence_file:
             shutil.copyfile(card.licence_file, new / "LICENSE")
             files.append(describe_file(new / "LICENSE", "licence"))

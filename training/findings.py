@@ -4,22 +4,57 @@ Logits of a held-out part or of folds enter; the findings leave, as the manifest
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Calibration, Conformal, Gate, Metric
-from model.quality import sharpness, tissue_share
-from training.calibrate import fit_conformal, fit_temperature, max_coverage, measure_coverage, softmax
-from training.fit import OutOfFold, TileSet
+from model.scope import Reference
+from training.calibrate import (
+    cross_temperatures,
+    fit_conformal,
+    fit_temperature,
+    max_coverage,
+    measure_coverage,
+    prediction_sets,
+    softmax,
+)
+from training.fit import Distances, Grouping, OutOfFold, TileSet
 from training.floors import floor_predictions
-from training.metrics import Scores, score
+from training.gate import (
+    Looks,
+    Signs,
+    count_versions,
+    cross_fit,
+    fit_gate,
+    learn_cloud,
+    learn_palette,
+    look_at,
+    signs_of_folds,
+    signs_of_held_out,
+    signs_without_network,
+)
+from training.metrics import (
+    Estimate,
+    Floats,
+    Measure,
+    Scores,
+    bootstrap,
+    calibration_error,
+    count_groups,
+    reliability,
+    risk_coverage,
+    score,
+    squared_error,
+    weighted_mean,
+)
 
 COVERAGES = tuple(round(0.5 + 0.01 * step, 2) for step in range(50))  # what may be asked for, where n allows
 DEFAULT_COVERAGE = 0.9
-SHARE_LET_THROUGH = 0.99  # of tiles like those of the training, by each limit of the gate on its own
-SHARE_CERTAIN = 0.9  # of held-out answers, by the limit on confidence
+JUDGED_COVERAGES = (0.8, DEFAULT_COVERAGE, 0.95)
+ANSWERED = (0.5, 0.8, 0.9)  # shares of the tiles, the surest first, for which the error is told
+BINS = 5  # of equal mass: a tenth of some hundred tiles says little
 
 
 @dataclass(frozen=True)
@@ -33,6 +68,8 @@ class Answers:
     groups: NDArray[np.intp]  # (M,) the tile, or the slide, of each row: what is drawn together
     folds: NDArray[np.intp]  # (M,) unique over the repeats
     floors: dict[str, NDArray[np.float64]]  # probabilities (M, K) of machines without a network, on the same rows
+    signs: Signs  # what the gate looks at, on the same rows
+    grouping: Grouping = "random"
 
     def subset(self, chosen: NDArray[np.bool_], protocol: str) -> "Answers":
         floors = {name: probabilities[chosen] for name, probabilities in self.floors.items()}
@@ -44,6 +81,8 @@ class Answers:
             self.groups[chosen],
             self.folds[chosen],
             floors,
+            self.signs.subset(chosen),
+            self.grouping,
         )
 
 
@@ -53,15 +92,18 @@ class Findings:
     conformal: Conformal | None
     gate: Gate
     metrics: list[Metric]
+    reference: Reference | None = None  # of the network that is exported
 
 
 def unmeasured(tiles: TileSet) -> Findings:
     """Of a network that was trained on everything, and of which no fold was ever run."""
     calibration = Calibration(temperature=1.0, n=0, protocol="none: nothing was held out")
-    return Findings(calibration, None, find_gate(tiles, None, "held-out answers: none"), [])
+    looks = look_at(tiles.tiles, count_versions(len(tiles.targets)))
+    gate = fit_gate(signs_without_network(looks), None, "training tiles, no network asked")
+    return Findings(calibration, None, gate.model_copy(update={"min_confidence": 0.5}), [])
 
 
-def find(parts: Sequence[Answers], tiles: TileSet) -> Findings:
+def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     """Calibration, sets and limits from the first part, metrics from each."""
     main = parts[0]
     temperature = fit_temperature(main.logits, main.targets, main.groups)
@@ -69,12 +111,23 @@ def find(parts: Sequence[Answers], tiles: TileSet) -> Findings:
         temperature=temperature.value, n=temperature.n, protocol=f"{main.protocol}; {temperature.reason}"
     )
     probabilities = softmax(main.logits, temperature.value)
-    return Findings(
-        calibration,
-        find_conformal(main, probabilities),
-        find_gate(tiles, probabilities.max(axis=1), main.protocol),
-        [metric for part in parts for metric in judge(part, temperature.value, tiles.classes)],
-    )
+    conformal = find_conformal(main, probabilities)
+    metrics = []
+    for part in parts:
+        metrics += judge(part, temperature.value, classes)
+        if conformal and part.grouping == "slide":
+            metrics.append(judge_shipped_sets(part, temperature.value, conformal))
+    gate = fit_gate(main.signs, probabilities.max(axis=1), main.protocol)
+    return Findings(calibration, conformal, gate, metrics)
+
+
+def remember(findings: Findings, tiles: TileSet, features: NDArray[np.float32]) -> Findings:
+    """With the reference of the network that is exported: the colours and features (N, D) of the tiles it learnt from.
+
+    The limits on them come from the folds, whose networks had references of their own, learnt in the same way.
+    """
+    palette = learn_palette(look_at(tiles.tiles, count_versions(len(tiles.targets))).colours)
+    return replace(findings, reference=Reference(palette, learn_cloud(features)))
 
 
 def find_conformal(answers: Answers, probabilities: NDArray[np.floating]) -> Conformal | None:
@@ -92,44 +145,134 @@ def find_conformal(answers: Answers, probabilities: NDArray[np.floating]) -> Con
     )
 
 
-def find_gate(tiles: TileSet, confidence: NDArray[np.floating] | None, protocol: str) -> Gate:
-    few = 1 - SHARE_LET_THROUGH
-    return Gate(
-        min_tissue_share=float(np.quantile([tissue_share(tile) for tile in tiles.tiles], few)),
-        min_sharpness=float(np.quantile([sharpness(tile) for tile in tiles.tiles], few)),
-        min_confidence=0.5 if confidence is None else float(np.quantile(confidence, 1 - SHARE_CERTAIN)),
-        protocol=f"{SHARE_LET_THROUGH:.0%} of {len(tiles.tiles)} training tiles pass each limit of the picture, "
-        f"{SHARE_CERTAIN:.0%} of the answers the one on confidence ({protocol})",
-    )
+# -- metrics -------------------------------------------------------------------------------------------------------
 
 
 def judge(answers: Answers, temperature: float, classes: Sequence[str]) -> list[Metric]:
-    """The network's metrics and, beside them, the accuracy of every floor and the coverage of the sets."""
+    """The network's metrics; beside them the floors' accuracy, and what calibration, sets and gate are worth."""
     probabilities = softmax(answers.logits, temperature)
     metrics = name_metrics(score(probabilities, answers.targets, classes, answers.groups), answers.protocol)
     for name, floor in answers.floors.items():
         accuracy = score(floor, answers.targets, classes, answers.groups).accuracy
-        metrics.append(Metric(name=f"accuracy of {name}", protocol=answers.protocol, **vars(accuracy)))
-    if len(np.unique(answers.folds)) > 1 and max_coverage(len(np.unique(answers.tiles))) > DEFAULT_COVERAGE:
-        rows = (answers.targets, answers.folds, [DEFAULT_COVERAGE], answers.tiles, answers.groups)
-        for coverage in measure_coverage(probabilities, *rows):
-            protocol = f"{answers.protocol}; thresholds of the other folds"
-            nominal = f"at nominal {coverage.nominal:g}"
-            metrics += [
-                Metric(name=f"coverage of the sets {nominal}", protocol=protocol, **vars(coverage.measured)),
-                Metric(name=f"size of the sets {nominal}", protocol=protocol, **vars(coverage.set_size)),
-            ]
+        metrics.append(name_metric(f"accuracy of {name}", accuracy, answers.protocol))
+    metrics += judge_confidence(answers, probabilities)
+    if len(np.unique(answers.folds)) > 1:
+        metrics += judge_calibration(answers)
+        metrics += judge_gate(answers, probabilities)
+        metrics += judge_sets(answers, probabilities)
     return metrics
 
 
+def judge_confidence(answers: Answers, probabilities: NDArray[np.floating]) -> list[Metric]:
+    """The bins of the reliability diagram, and the error among the surest answers."""
+    correct = probabilities.argmax(axis=1) == answers.targets
+    confidence = probabilities.max(axis=1)
+    metrics = []
+    bars = reliability(probabilities, answers.targets, BINS, answers.groups)
+    for place, promised in enumerate(bars.confidence):
+        estimate = Estimate(bars.accuracy[place], bars.low[place], bars.high[place], int(bars.count[place]))
+        name = f"accuracy of bin {place + 1} of {len(bars.confidence)}, mean confidence {promised:.3f}"
+        metrics.append(name_metric(name, estimate, f"{answers.protocol}; n counts answers"))
+    surest_first = (-confidence).argsort(kind="stable")
+    for share in ANSWERED:
+        kept = surest_first[: max(1, round(share * len(confidence)))]
+        error = bootstrap({"error": weighted_mean(~correct[kept])}, answers.groups[kept], 1000, 0)["error"]
+        name = f"error of the surest {share:.0%} of the answers"
+        metrics.append(name_metric(name, error.proportion(count_groups(answers.groups[kept])), answers.protocol))
+    area = bootstrap({"area": area_under_risk(confidence, correct)}, answers.groups, 200, 0)["area"]
+    metrics.append(
+        name_metric("area under risk and coverage", area.estimate(count_groups(answers.groups)), answers.protocol)
+    )
+    return metrics
+
+
+def area_under_risk(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> Measure:
+    """Rows that are drawn several times stand side by side; those that aren't drawn are left out."""
+
+    def measure(weights: Floats) -> Floats:
+        drawn = (np.repeat(np.arange(len(correct)), row.astype(np.intp)) for row in weights)
+        return np.array([risk_coverage(confidence[rows], correct[rows]).aurc for rows in drawn])
+
+    return measure
+
+
+def judge_calibration(answers: Answers) -> list[Metric]:
+    """What a temperature does for folds that it wasn't fitted on."""
+    before = softmax(answers.logits)
+    temperatures = cross_temperatures(answers.logits, answers.targets, answers.folds, answers.groups)
+    after = softmax(answers.logits / temperatures[:, None])
+    ece_before = calibration_error(before, answers.targets, BINS)
+    ece_after = calibration_error(after, answers.targets, BINS)
+    brier = squared_error(after, answers.targets)
+    measures = {
+        "ece before temperature": ece_before,
+        "ece after temperature": ece_after,
+        "change of ece by temperature": lambda weights: ece_after(weights) - ece_before(weights),
+        "brier after temperature": weighted_mean(brier),
+        "change of brier by temperature": weighted_mean(brier - squared_error(before, answers.targets)),
+    }
+    found = bootstrap(measures, answers.groups, 1000, 0)
+    protocol = f"{answers.protocol}; temperature of the other folds, {BINS} bins of equal mass"
+    n = count_groups(answers.groups)
+    return [name_metric(name, interval.estimate(n), protocol) for name, interval in found.items()]
+
+
+def judge_gate(answers: Answers, probabilities: NDArray[np.floating]) -> list[Metric]:
+    ok = cross_fit(answers.signs, probabilities.max(axis=1), answers.folds, answers.groups)
+    correct = probabilities.argmax(axis=1) == answers.targets
+    protocol = f"{answers.protocol}; limits of the other folds"
+    share = bootstrap({"ok": weighted_mean(ok)}, answers.groups, 1000, 0)["ok"]
+    metrics = [name_metric("share answered ok", share.proportion(count_groups(answers.groups)), protocol)]
+    for name, chosen in (("ok", ok), ("not ok", ~ok)):
+        if chosen.any():
+            found = bootstrap({"accuracy": weighted_mean(correct[chosen])}, answers.groups[chosen], 1000, 0)
+            estimate = found["accuracy"].proportion(count_groups(answers.groups[chosen]))
+            metrics.append(name_metric(f"accuracy of the answers that are {name}", estimate, protocol))
+    return metrics
+
+
+def judge_sets(answers: Answers, probabilities: NDArray[np.floating]) -> list[Metric]:
+    """On each fold with thresholds of the others, for the coverages that they have enough tiles for."""
+    sizes = np.unique(answers.folds, return_counts=True)[1]
+    n = len(np.unique(answers.tiles)) - sizes.max()
+    wanted = [coverage for coverage in JUDGED_COVERAGES if coverage <= max_coverage(n)]
+    if not wanted:
+        return []
+    protocol = f"{answers.protocol}; thresholds of the other folds"
+    metrics = []
+    rows = (answers.targets, answers.folds, wanted, answers.tiles, answers.groups)
+    for coverage in measure_coverage(probabilities, *rows):
+        nominal = f"at nominal {coverage.nominal:g}"
+        metrics += [
+            name_metric(f"coverage of the sets {nominal}", coverage.measured, protocol),
+            name_metric(f"size of the sets {nominal}", coverage.set_size, protocol),
+        ]
+    return metrics
+
+
+def judge_shipped_sets(answers: Answers, temperature: float, conformal: Conformal) -> Metric:
+    """What the thresholds that are shipped, fitted on random folds, hold on slides that a network never saw."""
+    thresholds = np.array(conformal.thresholds[conformal.coverages.index(conformal.default)])
+    members = prediction_sets(softmax(answers.logits, temperature), thresholds)
+    holds = members[np.arange(len(members)), answers.targets]
+    found = bootstrap({"coverage": weighted_mean(holds)}, answers.groups, 1000, 0)["coverage"]
+    name = f"coverage of the sets at nominal {conformal.default:g}"
+    estimate = found.proportion(count_groups(answers.groups))
+    return name_metric(name, estimate, f"{answers.protocol}; the shipped thresholds, of random folds")
+
+
+def name_metric(name: str, estimate: Estimate, protocol: str) -> Metric:
+    return Metric(name=name, protocol=protocol, **vars(estimate))
+
+
 def name_metrics(scores: Scores, protocol: str) -> list[Metric]:
-    return [Metric(name=name, protocol=protocol, **vars(estimate)) for name, estimate in scores.pairs()]
+    return [name_metric(name, estimate, protocol) for name, estimate in scores.pairs()]
 
 
 # -- where answers come from ---------------------------------------------------------------------------------------
 
 
-def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str]) -> list[Answers]:
+def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], looks: Looks | None = None) -> list[Answers]:
     """All tiles under the protocol's name; and without those of doubtful quality, where there are any."""
     seen = folds.folds >= 0  # (R, N)
     repeats, n = seen.shape
@@ -144,7 +287,15 @@ def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str]) -> list[Answers]
     else:
         protocol, groups = f"leave one of {n_folds} slides out, all tiles of known slide", slide
     everything = Answers(
-        protocol, folds.logits[seen], targets[seen], tile[seen], groups[seen], fold[seen], fold_floors(folds)
+        protocol,
+        folds.logits[seen],
+        targets[seen],
+        tile[seen],
+        groups[seen],
+        fold[seen],
+        fold_floors(folds),
+        signs_of_folds(looks or look_at(folds.tiles.tiles, count_versions(n)), folds.folds, folds.distances),
+        folds.grouping,
     )
     quality = np.array([record.quality or "" for record in folds.tiles.records])[tile[seen]]
     parts = [everything]
@@ -166,8 +317,12 @@ def fold_floors(folds: OutOfFold) -> dict[str, NDArray[np.float64]]:
     return {name: probabilities[folds.folds >= 0] for name, probabilities in found.items()}
 
 
-def answers_of_held_out(train: TileSet, held_out: TileSet, logits: NDArray[np.float32], protocol: str) -> Answers:
+def answers_of_held_out(
+    train: TileSet, held_out: TileSet, logits: NDArray[np.float32], distances: Distances, protocol: str
+) -> Answers:
     n = len(held_out.targets)
     floors = floor_predictions(train.tiles, train.targets, held_out.tiles, len(train.classes))
+    palette = learn_palette(look_at(train.tiles, count_versions(len(train.targets))).colours)
+    signs = signs_of_held_out(look_at(held_out.tiles, len(distances)), palette, distances)
     each = np.arange(n)
-    return Answers(protocol, logits, held_out.targets, each, each, np.zeros(n, np.intp), floors)
+    return Answers(protocol, logits, held_out.targets, each, each, np.zeros(n, np.intp), floors, signs)

@@ -36,6 +36,7 @@ from training.data import (
     slide_folds,
 )
 from training.distil import distillation_loss
+from training.gate import count_versions, learn_cloud, restain
 from training.looks import group_looks
 from training.train import batch_indices, best_device, optimise
 
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 Tiles = NDArray[np.uint8]
 Targets = NDArray[np.intp]
 Logits = NDArray[np.float32]
+Features = NDArray[np.float32]
+Distances = NDArray[np.float32]
 Grouping = Literal["random", "slide"]
 
 
@@ -156,12 +159,25 @@ def train_teacher(config: Fit, train: TileSet, folder: Path, title: str) -> Netw
     return teacher.eval()
 
 
-@torch.no_grad()
 def predict(net: Network, tiles: Tiles, batch: int = 64) -> Logits:
+    return read(net, tiles, batch)[0]
+
+
+@torch.no_grad()
+def read(net: Network, tiles: Tiles, batch: int = 64) -> tuple[Logits, Features]:
+    """What the network says of each tile, and what it said it from."""
     net.eval()
     device = next(net.parameters()).device
     parts = [torch.from_numpy(tiles[i : i + batch]).to(device) for i in range(0, len(tiles), batch)]
-    return np.concatenate([net(to_images(part)).logits.float().cpu().numpy() for part in parts])
+    answers = [net(to_images(part)) for part in parts]
+    logits = np.concatenate([answer.logits.float().cpu().numpy() for answer in answers])
+    return logits, np.concatenate([answer.features.float().cpu().numpy() for answer in answers])
+
+
+def measure_distances(net: Network, known: Tiles, tiles: Tiles, versions: int) -> Distances:
+    """How far the features of tiles (N), and of restained copies, lie from those of the known ones: (C, N)."""
+    cloud = learn_cloud(read(net, known)[1])
+    return np.stack([cloud.distance(read(net, version)[1]) for version in restain(tiles, versions)])
 
 
 # -- folds ---------------------------------------------------------------------------------------------------------
@@ -175,6 +191,9 @@ class OutOfFold:
     tiles: TileSet
     logits: Logits  # (R, N, K)
     folds: NDArray[np.intp]  # (R, N) the fold in which it was held out, -1 for none
+    distances: Distances | None = (
+        None  # (C, R, N) of its features, and those of its restained copies, from those learnt from
+    )
 
 
 def cross_validate(
@@ -185,14 +204,16 @@ def cross_validate(
     n = len(tiles.targets)
     logits = np.full((repeats, n, len(tiles.classes)), np.nan, np.float32)
     folds = np.full((repeats, n), -1)
+    distances = np.full((count_versions(n), repeats, n), np.nan, np.float32)
     for repeat in range(repeats):
         for number, fold in enumerate(make_folds(tiles, config, grouping, repeat)):
             place = folder / f"{grouping}-{repeat}-{number}"
-            logits[repeat, fold.held_out] = fold_logits(config, tiles, fold, place, repeat)
+            answer = answer_fold(config, tiles, fold, place, repeat)
+            logits[repeat, fold.held_out], distances[:, repeat, fold.held_out] = answer
             folds[repeat, fold.held_out] = number
             right = (logits[repeat, fold.held_out].argmax(1) == tiles.targets[fold.held_out]).mean()
             tell(f"{place.name}, {fold.name}: {right:.3f} of {len(fold.held_out)}")
-    return OutOfFold(grouping, tiles, logits, folds)
+    return OutOfFold(grouping, tiles, logits, folds, distances)
 
 
 def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeat: int) -> list[Fold]:
@@ -201,16 +222,19 @@ def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeat: int) -> 
     return random_folds(tiles.targets, config.folds, repeat, together(tiles))
 
 
-def fold_logits(config: Fit, tiles: TileSet, fold: Fold, place: Path, repeat: int) -> Logits:
-    finished = place / "logits.npy"
-    if finished.exists():
-        known: Logits = np.load(finished)
-        return known
+def answer_fold(config: Fit, tiles: TileSet, fold: Fold, place: Path, repeat: int) -> tuple[Logits, Distances]:
+    """Logits of the held-out tiles, and how far their features lie from those of the others."""
+    finished, beside = place / "logits.npy", place / "distances.npy"
+    if finished.exists() and beside.exists():
+        return np.load(finished), np.load(beside)
     seeded = config.optimisation.model_copy(update={"seed": config.optimisation.seed + repeat})
     config = config.model_copy(update={"optimisation": seeded})
     net = fit_tiles(config, tiles.subset(fold.train), place, None, title=place.name)
-    answer = predict(net, tiles.tiles[fold.held_out])
-    checkpoint.write_atomically(finished, lambda file: np.save(file, answer))
+    held_out = tiles.tiles[fold.held_out]
+    logits = predict(net, held_out)
+    distances = measure_distances(net, tiles.tiles[fold.train], held_out, count_versions(len(tiles.targets)))
+    checkpoint.write_atomically(beside, lambda file: np.save(file, distances))
+    checkpoint.write_atomically(finished, lambda file: np.save(file, logits))
     (place / "latest.pt").unlink()  # a network per fold is of no further use
     shutil.rmtree(place / "teacher", ignore_errors=True)
-    return answer
+    return logits, distances

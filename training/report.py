@@ -6,7 +6,7 @@ tissue-train report model/default docs/model-card.md
 from itertools import groupby
 from pathlib import Path
 
-from model.artifact import Manifest, Metric
+from model.artifact import Gate, Manifest, Metric
 
 
 def write_card(manifest: Manifest, path: Path) -> None:
@@ -67,12 +67,25 @@ def render_calibration(m: Manifest) -> str:
             f"- Prediction sets for coverages {c.coverages[0]:g} to {c.coverages[-1]:g} (default {c.default:g}), "
             f"n = {c.n}: {c.protocol}."
         )
-    g = m.gate
-    lines.append(
-        f"- An answer is `ok` where the tile has at least {g.min_tissue_share:.1%} tissue and a sharpness of "
-        f"{g.min_sharpness:.1f}, and the confidence is at least {g.min_confidence:.2f}: {g.protocol}."
-    )
+    lines.append(f"- An answer is `ok` within all these limits: {m.gate.protocol}.\n\n" + render_gate(m.gate))
     return "\n".join(lines)
+
+
+def render_gate(g: Gate) -> str:
+    """Beyond a limit of the picture an answer is out of scope, beyond one of quality or of the network uncertain."""
+    limits = [
+        ("share of the tile that is tissue", "at least", g.min_tissue_share, "out of scope"),
+        ("stained pixels that absorb red or blue more than green", "at most", g.max_odd_share, "out of scope"),
+        ("absorption of blue, of that of green", "at most", g.max_blue_absorption, "out of scope"),
+        ("pixels of colours that the training doesn't have", "at most", g.max_foreign_share, "out of scope"),
+        ("sharpness, in squared grey levels", "at least", g.min_sharpness, "uncertain"),
+        ("mean level of the tissue, of 255", "at least", g.min_brightness, "uncertain"),
+        ("mean level of the tissue, of 255", "at most", g.max_brightness, "uncertain"),
+        ("distance of the features, a training tile's being about 1", "at most", g.max_distance, "uncertain"),
+        ("confidence", "at least", g.min_confidence, "uncertain"),
+    ]
+    rows = [[name, f"{side} {limit:.3g}", verdict] for name, side, limit, verdict in limits if limit is not None]
+    return table(["", "limit", "else"], rows)
 
 
 def render_maps(m: Manifest) -> str:

@@ -20,10 +20,23 @@ from training import checkpoint, figures
 from training.calibrate import softmax
 from training.config import BadConfig, Card, Fit
 from training.export import export
-from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, unmeasured
-from training.fit import Grouping, OutOfFold, TileSet, cross_validate, fit, predict, read_tiles, split, split_course
+from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, remember, unmeasured
+from training.fit import (
+    Grouping,
+    OutOfFold,
+    TileSet,
+    cross_validate,
+    fit,
+    measure_distances,
+    predict,
+    read,
+    read_tiles,
+    split,
+    split_course,
+)
+from training.gate import Looks, count_versions, look_at
 from training.looks import CLUSTERS
-from training.metrics import reliability, score
+from training.metrics import reliability, risk_coverage, score
 
 PROTOCOLS = {
     "fifth": "one random fifth held out",
@@ -62,7 +75,7 @@ def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], Non
         found = cross_validate(config, tiles, folder / "folds", grouping, tell)
         keep(found, folder / "folds" / f"{grouping}.npz")
     parts = kept_answers(config, folder, tiles)
-    findings = find(parts, tiles)
+    findings = find(parts, tiles.classes)
     (folder / "folds" / "metrics.json").write_text(json.dumps([vars(m) for m in findings.metrics], indent=2))
     for part in parts:
         draw(
@@ -80,6 +93,8 @@ def draw(answers: Answers, temperature: float, classes: list[str], folder: Path)
     figures.draw_confusion(scores, folder / "confusion.png", answers.protocol)
     found = reliability(probabilities, answers.targets, groups=answers.groups)
     figures.draw_reliability(found, scores.ece, folder / "reliability.png", answers.protocol)
+    curve = risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == answers.targets)
+    figures.draw_risk_coverage({"confidence": curve}, folder / "risk-coverage.png", answers.protocol)
     floors = {
         name: score(floor, answers.targets, classes, answers.groups).accuracy for name, floor in answers.floors.items()
     }
@@ -88,7 +103,8 @@ def draw(answers: Answers, temperature: float, classes: list[str], folder: Path)
 
 def keep(found: OutOfFold, path: Path) -> None:
     def write(file: BinaryIO) -> None:
-        np.savez(file, logits=found.logits, folds=found.folds, sha256=hashes(found.tiles))
+        assert found.distances is not None  # cross_validate measures them
+        np.savez(file, logits=found.logits, folds=found.folds, distances=found.distances, sha256=hashes(found.tiles))
 
     checkpoint.write_atomically(path, write)
 
@@ -96,6 +112,7 @@ def keep(found: OutOfFold, path: Path) -> None:
 def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
     """What `cv` left, if it was run on these very tiles."""
     answers: list[Answers] = []
+    looks: Looks | None = None
     for grouping in get_args(Grouping):
         path = folder / "folds" / f"{grouping}.npz"
         if not path.exists():
@@ -103,8 +120,9 @@ def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
         with np.load(path) as kept:
             if not np.array_equal(kept["sha256"], hashes(tiles)):
                 raise BadConfig(f"{path} was made of other tiles than {config.data.folder} holds now: run cv again")
-            folds = OutOfFold(grouping, tiles, kept["logits"], kept["folds"])
-        answers += answers_of_folds(folds, config.data.doubtful)
+            folds = OutOfFold(grouping, tiles, kept["logits"], kept["folds"], kept["distances"])
+        looks = looks or look_at(tiles.tiles, count_versions(len(tiles.targets)))
+        answers += answers_of_folds(folds, config.data.doubtful, looks)
     return answers
 
 
@@ -127,16 +145,21 @@ def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) ->
         train, *others = split_course(tiles, config)
         sizes = "/".join(str(n) for n in config.course)
         named = zip(("validation", "test"), others, strict=True)
-        return find([judge_part(f"{sizes} per class, the {n} part", train, part, net) for n, part in named], tiles)
+        parts = [judge_part(f"{sizes} per class, the {n} part", train, part, net) for n, part in named]
+        return remember(find(parts, tiles.classes), train, read(net, train.tiles)[1])
     train, held_out = split(tiles, config)
+    features = read(net, train.tiles)[1]
     if held_out is not None:
-        return find([judge_part(PROTOCOLS[config.split], train, held_out, net)], tiles)
+        return remember(
+            find([judge_part(PROTOCOLS[config.split], train, held_out, net)], tiles.classes), train, features
+        )
     parts = kept_answers(config, folder, tiles)
-    return find(parts, tiles) if parts else unmeasured(tiles)
+    return remember(find(parts, tiles.classes) if parts else unmeasured(tiles), train, features)
 
 
 def judge_part(protocol: str, train: TileSet, part: TileSet, net: Network) -> Answers:
-    return answers_of_held_out(train, part, predict(net, part.tiles), protocol)
+    distances = measure_distances(net, train.tiles, part.tiles, count_versions(len(part.targets)))
+    return answers_of_held_out(train, part, predict(net, part.tiles), distances, protocol)
 
 
 def complete(card: Card, classes: list[str]) -> Card:

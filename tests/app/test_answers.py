@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 
-from app.answers import CoverageUnavailable, choose_set, compare_views, judge
-from app.samples import Sample, take_sample
+from app.answers import CoverageUnavailable, choose_set, compare_views, describe_prediction
+from app.samples import take_sample
+from app.schemas import Model
 from model.artifact import Conformal, Gate, read_manifest
 
 EVEN = np.full(6, 1 / 6, np.float32)
-GATE = Gate(min_tissue_share=0.3, min_sharpness=50, min_confidence=0.6, protocol="none")
+GATE = Gate(min_tissue_share=0.1, min_sharpness=1, min_confidence=0.6, max_distance=1.0, protocol="none")
+MODEL = Model(name="x", version="1", digest="0", device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -19,27 +21,23 @@ def sample(manifest, png):
     return take_sample(png, manifest, None, 50)
 
 
-def change(sample: Sample, **values) -> Sample:
-    return Sample(**({name: getattr(sample, name) for name in Sample.__slots__} | values))
+def predict(sample, manifest, **changes):
+    probabilities = np.array([[0.9, 0.1, 0, 0, 0, 0]], np.float32)
+    return describe_prediction(sample, probabilities, manifest.model_copy(update=changes), MODEL, None, 1.25)
 
 
-@pytest.mark.parametrize(
-    ("tissue_share", "sharpness", "confidence", "verdict", "codes"),
-    [
-        (0.9, 400, 0.9, "ok", []),
-        (0.3, 50, 0.6, "ok", []),
-        (0.9, 400, 0.5, "uncertain", ["low_confidence"]),
-        (0.9, 20, 0.9, "uncertain", ["blurred"]),
-        (0.9, 20, 0.5, "uncertain", ["low_confidence", "blurred"]),
-        (0.1, 400, 0.9, "out_of_scope", ["little_tissue"]),
-        (0.1, 20, 0.5, "out_of_scope", ["little_tissue", "low_confidence", "blurred"]),
-    ],
-)
-def test_the_verdict_follows_from_quality_and_confidence(sample, tissue_share, sharpness, confidence, verdict, codes):
-    reasons, found = judge(change(sample, tissue_share=tissue_share, sharpness=sharpness), confidence, GATE)
-    assert found == verdict
-    assert [reason.code for reason in reasons] == codes
-    assert all(reason.text.endswith(".") for reason in reasons)
+def test_reasons_and_numbers_of_the_gate_reach_the_answer(sample, manifest):
+    usual = predict(sample, manifest)
+    assert (usual.verdict, usual.reasons, usual.quality.distance) == ("ok", [], 1.25)
+    strict = predict(sample, manifest, gate=GATE)
+    assert strict.verdict == "uncertain" and [reason.code for reason in strict.reasons] == ["unlike_training"]
+
+
+def test_a_distance_that_is_no_number_is_left_out_and_not_ok(sample, manifest):
+    gated = manifest.model_copy(update={"gate": GATE})
+    probabilities = np.array([[0.9, 0.1, 0, 0, 0, 0]], np.float32)
+    answer = describe_prediction(sample, probabilities, gated, MODEL, None, float("nan"))
+    assert answer.quality.distance is None and answer.verdict == "uncertain"
 
 
 def with_sets(manifest):
@@ -62,7 +60,7 @@ def test_prediction_sets_hold_what_cannot_be_ruled_out(manifest):
 
 
 def test_other_coverages_are_refused_with_those_there_are(manifest):
-    with pytest.raises(CoverageUnavailable, match=r"only 0\.8, 0\.95"):
+    with pytest.raises(CoverageUnavailable, match=r"only 0\.8, 0\.95; the 100 tiles .* at most 0\.990"):
         choose_set(EVEN, with_sets(manifest), 0.9)
     assert choose_set(EVEN, manifest, None) is None
     with pytest.raises(CoverageUnavailable, match="leave out"):

@@ -137,6 +137,15 @@ def test_predict_csv_has_a_column_per_class(tiles, artifact):
     assert bad["error"]
 
 
+def test_predict_keeps_the_features_of_each_picture(tiles, tmp_path):
+    pictures = [tiles / "b.png", tiles / "broken.png", tiles / "deeper" / "a.TIF"]
+    result = run("predict", *pictures, "--features", tmp_path / "features.npy")
+    assert result.exit_code == 1, "one is broken"
+    rows = np.load(tmp_path / "features.npy")
+    assert rows.shape == (3, 32) and np.isnan(rows).all(axis=1).tolist() == [False, True, False]
+    assert is_one_sentence(run("predict", tiles / "b.png", "--features", tmp_path / "features.csv"))
+
+
 def test_predict_table_shows_names_as_they_are(tiles):
     odd = (tiles / "b.png").rename(tiles / "[red]1[5].png")
     result = run("predict", odd)

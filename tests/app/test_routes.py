@@ -32,6 +32,8 @@ def test_a_prediction_says_all_that_the_contract_promises(client, png):
     assert answer["input"]["format"] == "PNG" and answer["input"]["box"] == [0, 0, 150, 150]
     assert answer["input"]["mpp"] is None and answer["input"]["mpp_source"] == "unknown"
     assert answer["quality"]["tissue_share"] > 0.5
+    assert answer["quality"]["foreign_share"] == 0  # the artefact of the tests knows every colour
+    assert answer["quality"]["distance"] > 0
     assert answer["model"]["name"] == "tiny" and len(answer["model"]["digest"]) == 64
     stages = [span.partition(";")[0] for span in response.headers["server-timing"].split(", ")]
     assert stages == ["decode", "queue", "infer", "total"]

@@ -83,6 +83,18 @@ def test_maps_that_the_graph_does_not_give_must_not_be_promised(tokenless_artifa
         open_classifier(tmp_path, device="cpu")
 
 
+def test_the_reference_is_read_where_there_is_one(artifact):
+    assert open_classifier(artifact, device="cpu").reference is not None
+    content = json.loads((artifact / MANIFEST).read_text())
+    content["files"] = [file for file in content["files"] if file["role"] != "reference"]
+    (artifact / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CorruptArtifact, match="no file of role reference"):
+        open_classifier(artifact, device="cpu")
+    content["gate"]["max_distance"] = None
+    (artifact / MANIFEST).write_text(json.dumps(content))
+    assert open_classifier(artifact, device="cpu").reference is None
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_same_tile_gets_the_same_digits_every_time(tiny_artifact, precision):
     classifier = open_classifier(tiny_artifact, device="cpu", precision=precision)

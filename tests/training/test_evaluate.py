@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.session import open_classifier
 from training.data import NoClasses, load_tiles, scan
-from training.evaluate import evaluate, predict_singly
+from training.evaluate import evaluate, predict_singly, tally_scope
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,24 @@ def test_neighbours_in_a_list_do_not_change_an_answer(tiny_artifact, tiles, prec
     together = predict_singly(tiny_artifact, tiles, precision)
     alone = predict_singly(tiny_artifact, tiles[2:3], precision)
     np.testing.assert_array_equal(together[2:3], alone)
+
+
+def test_folders_of_anything_are_counted_by_verdict(tiny_artifact, tile_folder, tmp_path):
+    Image.new("RGB", (150, 150), "white").save(tmp_path / "glass.png")
+    Image.new("RGB", (150, 150), (200, 120, 170)).save(tmp_path / "flat.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    tissue, other = tally_scope(tiny_artifact, [tile_folder, tmp_path], None)
+    assert tissue.n == 60 and tissue.verdicts["ok"] > 50
+    assert (other.n, other.refused) == (2, 1)
+    assert other.verdicts == {"out_of_scope": 1, "uncertain": 1}
+    assert other.reasons["little_tissue"] == 1 and other.reasons["blurred"] == 2
+    share, low, high = other.not_ok()
+    assert share == 1 and 0.3 < low < high == 1
+
+
+def test_a_folder_without_pictures_is_refused(tiny_artifact, tmp_path):
+    with pytest.raises(NoClasses, match="no image that can be read"):
+        tally_scope(tiny_artifact, [tmp_path], None)
 
 
 def test_images_of_other_classes_are_refused(tiny_artifact, tmp_path, tile_folder):

@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from training.findings import answers_of_folds, answers_of_held_out, find, judge, unmeasured
+from training.calibrate import softmax
+from training.findings import (
+    answers_of_folds,
+    answers_of_held_out,
+    find,
+    judge,
+    judge_calibration,
+    judge_confidence,
+    judge_sets,
+    unmeasured,
+)
 from training.fit import OutOfFold, TileSet, read_tiles
 
 
@@ -18,10 +28,14 @@ def overconfident_logits(targets, rng, repeats=1):
     return (4 * logits).astype(np.float32)
 
 
+def far(folds):
+    return np.random.default_rng(2).normal(1, 0.1, (9, *folds.shape)).astype(np.float32)
+
+
 def test_the_temperature_takes_the_overconfidence_out(tiles):
     logits = overconfident_logits(tiles.targets, np.random.default_rng(0))[0]
-    answers = answers_of_held_out(tiles, tiles, logits, "a protocol")
-    findings = find([answers], tiles)
+    answers = answers_of_held_out(tiles, tiles, logits, far(np.zeros(30)), "a protocol")
+    findings = find([answers], tiles.classes)
     assert findings.calibration.temperature > 2 and findings.calibration.n == 30
     assert findings.calibration.protocol.startswith("a protocol")
     assert 0 < findings.gate.min_confidence < 1 and findings.gate.min_tissue_share > 0.1
@@ -30,7 +44,7 @@ def test_the_temperature_takes_the_overconfidence_out(tiles):
 def test_repeated_answers_count_as_one_tile_each(tiles):
     rng = np.random.default_rng(0)
     folds = np.stack([rng.permutation(30) % 5 for _ in range(2)])
-    out = OutOfFold("random", tiles, overconfident_logits(tiles.targets, rng, 2), folds)
+    out = OutOfFold("random", tiles, overconfident_logits(tiles.targets, rng, 2), folds, far(folds))
     (answers,) = answers_of_folds(out, [])
     assert answers.logits.shape == (60, 3) and len(np.unique(answers.groups)) == 30
     accuracy = next(metric for metric in judge(answers, 1.0, tiles.classes) if metric.name == "accuracy")
@@ -41,7 +55,9 @@ def test_by_slide_the_slides_are_drawn_again_and_unknown_ones_left_out(tiles):
     slides = sorted({record.slide for record in tiles.records})
     fold_of = np.array([[slides.index(record.slide) for record in tiles.records]])
     fold_of[0, :4] = -1
-    out = OutOfFold("slide", tiles, overconfident_logits(tiles.targets, np.random.default_rng(1)), fold_of)
+    out = OutOfFold(
+        "slide", tiles, overconfident_logits(tiles.targets, np.random.default_rng(1)), fold_of, far(fold_of)
+    )
     (answers,) = answers_of_folds(out, [])
     assert len(answers.targets) == 26
     assert answers.protocol == f"leave one of {len(slides)} slides out, all tiles of known slide"
@@ -53,11 +69,53 @@ def test_figures_without_the_doubtful_tiles_stand_beside_those_with(tiles):
     ]
     marked = TileSet(tiles.tiles, tiles.targets, records, tiles.classes)
     folds = np.arange(30)[None] % 5
-    out = OutOfFold("random", marked, overconfident_logits(tiles.targets, np.random.default_rng(1)), folds)
+    out = OutOfFold("random", marked, overconfident_logits(tiles.targets, np.random.default_rng(1)), folds, far(folds))
     everything, without = answers_of_folds(out, ["blurred"])
     assert len(everything.targets) == 30 and len(without.targets) == 10
     assert without.protocol.endswith("all tiles but blurred")
     assert {len(floor) for floor in without.floors.values()} == {10}
+
+
+def fold_answers(tiles, seed=0, repeats=3):
+    rng = np.random.default_rng(seed)
+    folds = np.stack([rng.permutation(30) % 5 for _ in range(repeats)])
+    out = OutOfFold("random", tiles, overconfident_logits(tiles.targets, rng, repeats), folds, far(folds))
+    return answers_of_folds(out, [])[0]
+
+
+def test_confidence_is_judged_bin_by_bin_and_by_what_is_answered(tiles):
+    metrics = judge_confidence(fold_answers(tiles), softmax(fold_answers(tiles).logits))
+    bins = [metric for metric in metrics if metric.name.startswith("accuracy of bin")]
+    assert len(bins) == 5 and sum(metric.n for metric in bins) == 90
+    errors = [metric.value for metric in metrics if metric.name.startswith("error of the surest")]
+    assert errors[0] <= errors[-1]
+
+
+def test_what_a_temperature_gains_is_measured_on_folds_it_was_not_fitted_on(tiles):
+    found = {metric.name: metric for metric in judge_calibration(fold_answers(tiles))}
+    assert found["ece after temperature"].value < found["ece before temperature"].value
+    change = found["change of ece by temperature"]
+    expected = found["ece after temperature"].value - found["ece before temperature"].value
+    assert change.value == pytest.approx(expected) and change.low <= change.value <= change.high
+    assert "temperature of the other folds" in change.protocol
+
+
+def test_coverage_is_measured_where_the_tiles_suffice(tiles):
+    answers = fold_answers(tiles)
+    names = [metric.name for metric in judge_sets(answers, softmax(answers.logits, 4))]
+    assert "coverage of the sets at nominal 0.9" in names and "coverage of the sets at nominal 0.8" in names
+    assert "coverage of the sets at nominal 0.99" not in names
+
+
+def test_shipped_thresholds_are_tried_on_slides_that_no_network_saw(tiles):
+    slides = sorted({record.slide for record in tiles.records})
+    fold_of = np.array([[slides.index(record.slide) for record in tiles.records]])
+    out = OutOfFold(
+        "slide", tiles, overconfident_logits(tiles.targets, np.random.default_rng(1)), fold_of, far(fold_of)
+    )
+    findings = find([fold_answers(tiles), *answers_of_folds(out, [])], tiles.classes)
+    (shipped,) = [metric for metric in findings.metrics if "the shipped thresholds" in metric.protocol]
+    assert shipped.n == len(slides) and shipped.protocol.startswith("leave one of")
 
 
 def test_a_network_that_nobody_tested_says_so(tiles):

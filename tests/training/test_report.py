@@ -27,6 +27,12 @@ def test_classes_use_variants_and_versions_are_told(manifest):
     assert "it doesn't add up to the logit" in card
 
 
+def test_limits_stand_in_a_table_as_far_as_there_are_any(manifest):
+    card = render_card(manifest)
+    assert "| share of the tile that is tissue | at least 0.2 | out of scope |" in card
+    assert "distance of the features" in card and "absorption of blue" not in card
+
+
 def test_a_network_that_nobody_tested_says_so(manifest):
     assert "nothing is known" in render_card(manifest.model_copy(update={"metrics": []}))
 

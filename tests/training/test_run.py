@@ -47,9 +47,16 @@ def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_
     assert "2 x 5 random folds, all tiles" in protocols
     assert any("slides out" in protocol for protocol in protocols)
     assert manifest.calibration.n == 30
+    assert manifest.gate.max_distance is not None and manifest.gate.max_foreign_share is not None
+    assert untested.gate.max_distance is None, "no network was asked about a tile it had not seen"
+    found = open_classifier(tmp_path / "again", device="cpu").reference
+    assert found is not None and found.palette.any()
+    assert {"share answered ok", "ece after temperature", "area under risk and coverage"} <= {
+        metric.name for metric in manifest.metrics
+    }
     assert json.loads((tmp_path / "folds" / "metrics.json").read_text())[0]["name"] == "accuracy"
     pictures = {path.name for path in (tmp_path / "folds" / "2-x-5-random-folds-all-tiles").iterdir()}
-    assert pictures == {"scores.json", "confusion.png", "reliability.png", "comparison.png"}
+    assert pictures == {"scores.json", "confusion.png", "reliability.png", "risk-coverage.png", "comparison.png"}
 
 
 def test_folds_of_other_tiles_are_refused(small_fit, tmp_path):
