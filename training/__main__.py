@@ -192,7 +192,7 @@ def judge_maps(
     with plain_errors():
         classifier = open_classifier(artifact, device="cpu", intra_threads=1)
         trial = read_trial(classifier, tiles, table, image_mpp, tiles_per_class, learnt, seed)
-        judgement = maps.judge(classifier, artifact, trial, tiles_per_class, mosaics, seed)
+        judgement = maps.judge(classifier, maps.Shuffled(artifact, seed), trial, tiles_per_class, mosaics, seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "maps.json").write_text(judgement.judged.model_dump_json(indent=2) + "\n")
         (folder / "maps.md").write_text(report.render_judged(judgement.judged) + "\n")

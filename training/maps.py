@@ -24,7 +24,7 @@ from rich.progress import track
 from model.artifact import JudgedMaps, Manifest, MapScore, read_manifest, write_manifest
 from model.maps import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
 from model.runtime import ort
-from model.session import Classifier, Explanations
+from model.session import Explanations
 from training.augment import STAINS
 from training.metrics import bootstrap, weighted_mean
 from training.trial import Trial, choose_evenly
@@ -233,15 +233,15 @@ class Judgement:
     curves: dict[str, Floats]  # (2, STEPS + 1) per map: mean probability as patches go, most and least important first
 
 
-def judge(classifier: Classifier, artifact: Path, trial: Trial, per_class: int, mosaics: int, seed: int) -> Judgement:
+def judge(network: Network, shuffled: Network, trial: Trial, per_class: int, mosaics: int, seed: int) -> Judgement:
     rng = np.random.default_rng(seed)
-    grid = classifier.manifest.grid
+    grid = len(network.explain(trial.tiles[:1]).rollout[0])
     chosen = choose_evenly(trial.targets, per_class, seed)
     found: Found = {}
-    curves = judge_removal(classifier, trial, chosen, found, rng)
-    judge_dependence(classifier, Shuffled(artifact, seed), trial, chosen[:DEPENDENCE_TILES], found)
+    curves = judge_removal(network, trial, chosen, found, rng)
+    judge_dependence(network, shuffled, trial, chosen[:DEPENDENCE_TILES], found)
     laid = lay_mosaics(trial, grid, mosaics, rng)
-    kept = judge_focus(classifier, laid, found, rng)
+    kept = judge_focus(network, laid, found, rng)
     protocol = (
         f"{trial.protocol}; removal on {len(chosen)} of them, at most {per_class} per class, for the answered class; "
         f"focus on the {kept} of {len(laid)} mosaics in which both classes get at least {LEAST_SHARE:.0%}"

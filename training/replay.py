@@ -67,7 +67,8 @@ def cut(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, ste
     strides = [1] * len(starts) if steps is None else steps.tolist()
     for start, end, axis, step in zip(starts.tolist(), ends.tolist(), places, strides, strict=True):
         index = [slice(None)] * x.ndim
-        index[axis] = slice(start, min(end, x.shape[axis]), step)
+        size = x.shape[axis]
+        index[axis] = slice(max(start, -size), min(end, size), step)  # the ends of 64 bits mean all there is
         x = x[tuple(index)]
     return x
 
@@ -126,8 +127,9 @@ def normalise_layer(x: Tensor, weight: Tensor, bias: Tensor, *, epsilon: float, 
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
 
-def multiply_add(a: Tensor, b: Tensor, c: Tensor, *, transB: int = 0, **rest: Any) -> Tensor:
-    return a @ (b.T if transB else b) + c
+def multiply_add(a: Tensor, b: Tensor, c: Tensor | None = None, *, transB: int = 0, **rest: Any) -> Tensor:
+    product = a @ (b.T if transB else b)
+    return product if c is None else product + c
 
 
 def cast(x: Tensor, to: int) -> Tensor:

@@ -253,16 +253,15 @@ def mislead(
 
 def paste(tile: Pixels, patch: Pixels, place: NDArray[np.integer[Any]]) -> Pixels:
     top, left = place
-    tile = tile.copy()
-    tile[top : top + len(patch), left : left + len(patch)] = patch
-    return tile
+    pasted = tile.copy()
+    pasted[top : top + len(patch), left : left + len(patch)] = patch
+    return pasted
 
 
 def cut_foreign(tiles: Pixels, targets: Indices, i: int, size: int, rng: Generator) -> Pixels:
     others = np.flatnonzero(targets != targets[i])
-    tile = tiles[rng.choice(others)]
-    top, left = rng.integers(0, len(tile) - size + 1, 2)
-    return tile[top : top + size, left : left + size]
+    top, left = rng.integers(0, tiles.shape[1] - size + 1, 2)
+    return tiles[rng.choice(others), top : top + size, left : left + size]
 
 
 def learn_patch(replay: Replay, tiles: Pixels, targets: Indices, size: int, rng: Generator) -> Pixels:
