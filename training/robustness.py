@@ -10,7 +10,7 @@ is learnt with gradients, from the same graph replayed in torch.
 import csv
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from torch import Tensor
 
 from model.session import Classifier, open_classifier
 from training.augment import STAINS
@@ -37,7 +38,7 @@ BATCH = 10
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 CELLS = (2, 3, 5, 6, 10, 15)  # along a side; those that divide it
 PATCH_SHARES = (0.2, 0.3, 0.5)  # of the side: 4, 9 and 25 % of the area; whole patches of a ten by ten grid
-ATTACK_STEPS, ATTACK_BATCH, ATTACK_RATE = 60, 8, 0.2
+ATTACK_STEPS, ATTACK_BATCH, ATTACK_RATE = 40, 8, 0.3
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ class Damage:
     test: str
     setting: str
     severity: float
+
+
+Outcome = tuple[Damage, Indices, Indices]  # what was done, to which tiles, and the answers
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ def measure(
         tiles, targets = trial.tiles[chosen], trial.targets[chosen]
         log.info("%s: %s", name, trial.protocol)
         graph = path / classifier.manifest.file("predict", "fp32").path
-        for damage, answers in answer_all(classifier, graph, tiles, targets, seed):
-            rows.append(Row(name, *vars(damage).values(), **vars(estimate(answers == targets, seed))))
+        for damage, tried, answers in answer_all(classifier, graph, tiles, targets, seed):
+            rows.append(Row(name, *vars(damage).values(), **vars(estimate(answers == targets[tried], seed))))
         protocols.append(f"{len(tiles)} of {trial.protocol}")
     return rows, protocols[0]
 
@@ -97,13 +101,12 @@ def estimate(right: Bools, seed: int) -> Estimate:
     return bootstrap({"right": weighted_mean(right)}, np.arange(n), 1000, seed)["right"].proportion(n)
 
 
-def answer_all(
-    classifier: Classifier, graph: Path, tiles: Pixels, targets: Indices, seed: int
-) -> Iterator[tuple[Damage, Indices]]:
-    yield Damage("intact", "", 0), answer(classifier, tiles)
-    yield from drop_patches(classifier, tiles, np.random.default_rng((seed, 1)))
-    yield from shuffle_tiles(classifier, tiles, np.random.default_rng((seed, 2)))
-    yield from worsen(classifier, tiles, np.random.default_rng((seed, 3)))
+def answer_all(classifier: Classifier, graph: Path, tiles: Pixels, targets: Indices, seed: int) -> Iterator[Outcome]:
+    every = np.arange(len(tiles))
+    yield Damage("intact", "", 0), every, answer(classifier, tiles)
+    for number, harm in enumerate((drop_patches, shuffle_tiles, worsen), 1):
+        for damage, answers in harm(classifier, tiles, np.random.default_rng((seed, number))):
+            yield damage, every, answers
     try:
         replay = Replay(graph)
     except Unreplayable as error:
@@ -224,31 +227,32 @@ UNITS = {
 
 def mislead(
     classifier: Classifier, replay: Replay, tiles: Pixels, targets: Indices, rng: Generator
-) -> Iterator[tuple[Damage, Indices]]:
-    """One patch for all tiles, learnt on one half and pasted on all: each half meets the patch of the other.
+) -> Iterator[Outcome]:
+    """One patch for all tiles, learnt on one half of them and tried on the other.
 
     Controls of the same size in the same places: noise, black, and a cut from a tile of another class.
     """
     side = tiles.shape[1]
     step = side // classifier.manifest.grid
-    half = rng.permutation(len(tiles)) % 2
+    order = rng.permutation(len(tiles))
+    learn, tried = order[: len(tiles) // 2], order[len(tiles) // 2 :]
+    n = len(tried)
     for share in PATCH_SHARES:
         size = round(share * side)
-        learnt = [learn_patch(replay, tiles[half == h], targets[half == h], size, rng) for h in (0, 1)]
-        places = rng.integers(0, (side - size) // step + 1, (len(tiles), 2)) * step
-        shifted = np.where(places + step // 2 <= side - size, places + step // 2, places - step // 2)
-        foreign = [cut_foreign(tiles, targets, i, size, rng) for i in range(len(tiles))]
+        learnt = learn_patch(replay, tiles[learn], targets[learn], size, rng)
         noise = rng.integers(0, 256, (size, size, 3), np.uint8)
-        kinds = {
-            "learnt, on the patch grid": ([learnt[1 - h] for h in half], places),
-            "learnt, off the grid": ([learnt[1 - h] for h in half], shifted),
-            "noise": ([noise] * len(tiles), places),
-            "black": ([np.zeros_like(noise)] * len(tiles), places),
-            "cut from another class": (foreign, places),
+        places = rng.integers(0, (side - size) // step + 1, (n, 2)) * step
+        between = np.where(places + step // 2 <= side - size, places + step // 2, places - step // 2)
+        kinds: dict[str, tuple[Sequence[Pixels], Indices]] = {
+            "learnt, on the patch grid": ([learnt] * n, places),
+            "learnt, off the grid": ([learnt] * n, between),
+            "noise": ([noise] * n, places),
+            "black": ([np.zeros_like(noise)] * n, places),
+            "cut from another class": ([cut_foreign(tiles, targets, i, size, rng) for i in tried], places),
         }
         for name, (patches, where) in kinds.items():
-            pasted = np.stack([paste(t, p, w) for t, p, w in zip(tiles, patches, where, strict=True)])
-            yield Damage("misleading patch", name, share**2), answer(classifier, pasted)
+            pasted = np.stack([paste(t, p, w) for t, p, w in zip(tiles[tried], patches, where, strict=True)])
+            yield Damage("misleading patch", name, share**2), tried, answer(classifier, pasted)
 
 
 def paste(tile: Pixels, patch: Pixels, place: NDArray[np.integer[Any]]) -> Pixels:
@@ -264,7 +268,9 @@ def cut_foreign(tiles: Pixels, targets: Indices, i: int, size: int, rng: Generat
     return tiles[rng.choice(others), top : top + size, left : left + size]
 
 
-def learn_patch(replay: Replay, tiles: Pixels, targets: Indices, size: int, rng: Generator) -> Pixels:
+def learn_patch(
+    replay: Callable[[Tensor], Tensor], tiles: Pixels, targets: Indices, size: int, rng: Generator
+) -> Pixels:
     """Pixels that make the network's answers wrong wherever they are pasted: Adam on the loss of the true class."""
     side = tiles.shape[1]
     raw = torch.from_numpy(rng.normal(0, 0.1, (size, size, 3))).float().requires_grad_()

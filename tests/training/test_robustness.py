@@ -97,7 +97,10 @@ def test_artefacts_stand_side_by_side_in_table_and_pictures(tiny_artifact, tile_
     assert "12 of 60 tiles" in protocol and "never saw them" in protocol
     tests = {row.test for row in rows}
     assert {"intact", "patch drop, removed", "patch drop, white", "shuffle", "stain", "misleading patch"} <= tests
-    assert all(0 <= row.low <= row.value <= row.high <= 1 and row.n == 12 for row in rows)
+    assert all(
+        0 <= row.low <= row.value <= row.high <= 1 and row.n == (6 if row.test == "misleading patch" else 12)
+        for row in rows
+    )
     half = len(rows) // 2
     assert rows[:half] == rows[half:]  # the same artefact, the same seed
 
