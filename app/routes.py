@@ -148,6 +148,8 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
 
 
 def choose_map_options(options: schemas.AttentionOptions, default: Method) -> MapOptions:
+    if options.tta and default == "occlusion":
+        default = "evidence"  # occlusion isn't merged over views; whoever asks for both by name is told so
     return MapOptions(
         method=options.method or default,
         target=options.target,

@@ -108,7 +108,7 @@ class MapScore(Part):
     """One number of one map, with its 95 % interval; docs/maps.md says what each measures."""
 
     map: str  # a method, or one of the maps that no model drew
-    metric: Literal["removal", "focus", "other_class", "random_weights", "other_tile"]
+    metric: Literal["removal", "focus", "other_class", "random_weights", "other_tile", "glands"]
     value: float
     low: float
     high: float

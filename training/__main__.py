@@ -184,6 +184,8 @@ def judge_maps(
     image_mpp: ImageMpp = None,
     tiles_per_class: Annotated[int, typer.Option(min=1, help="Most tiles of a class that removal is tried on.")] = 15,
     mosaics: Annotated[int, typer.Option(min=1, help="Most mosaics of four tiles.")] = 120,
+    glands: Annotated[Path | None, typer.Option(help="CSV with columns image, mask, patient: outlined glands.")] = None,
+    glands_mpp: Annotated[float, typer.Option(help="um/px of the fields with outlined glands.")] = 0.62,
     learnt: Annotated[bool, typer.Option("--learnt/--unseen", help="Was the network trained on these?")] = True,
     write: Annotated[bool, typer.Option("--write", help="Keep the scores, and the default, in the manifest.")] = False,
     seed: int = 0,
@@ -192,7 +194,9 @@ def judge_maps(
     with plain_errors():
         classifier = open_classifier(artifact, device="cpu", intra_threads=1)
         trial = read_trial(classifier, tiles, table, image_mpp, tiles_per_class, learnt, seed)
-        judgement = maps.judge(classifier, maps.Shuffled(artifact, seed), trial, tiles_per_class, mosaics, seed)
+        fields = maps.read_outlined(glands, glands_mpp, classifier.manifest) if glands else []
+        shuffled = maps.Shuffled(artifact, seed)
+        judgement = maps.judge(classifier, shuffled, trial, tiles_per_class, mosaics, seed, fields)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "maps.json").write_text(judgement.judged.model_dump_json(indent=2) + "\n")
         (folder / "maps.md").write_text(report.render_judged(judgement.judged) + "\n")

@@ -11,13 +11,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import onnx
 from numpy.random import Generator
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -26,13 +27,14 @@ from model.maps import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
 from model.runtime import ort
 from model.session import Explanations
 from training.augment import STAINS
+from training.data import rows_of
 from training.metrics import bootstrap, weighted_mean
 from training.trial import Trial, choose_evenly
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
-Metric = Literal["removal", "focus", "other_class", "random_weights", "other_tile"]
+Metric = Literal["removal", "focus", "other_class", "random_weights", "other_tile", "glands"]
 Found = dict[tuple[str, Metric], list[float]]
 
 METHODS = ("attention", "rollout", "evidence", "occlusion")
@@ -45,6 +47,7 @@ STEPS = 10  # tenths of the patches are taken away at a time
 LEAST_SHARE = 0.05  # of the probability, by which a class of a mosaic counts as seen
 LEAST_CONFIDENCE = 0.5  # of an answer that stands for a class that nobody knows
 DEPENDENCE_TILES = 30  # rank correlations are steady, and shuffled weights cost another pass for every mask
+MIXED = (0.2, 0.8)  # share of gland in a field that can tell maps apart
 RESAMPLES = 2000
 
 
@@ -186,6 +189,51 @@ def lay_one(tiles: Pixels, first: int, second: int, grid: int, rng: Generator) -
     return Mosaic(lay_mosaic(quarters, places), first, second, np.kron(of_first, np.ones((grid // 2,) * 2, bool)))
 
 
+# -- glands --------------------------------------------------------------------------------------------------------
+
+
+class Outlined(NamedTuple):
+    """The middle of an annotated field, and which of its patches are mostly gland."""
+
+    tile: Pixels  # (S, S, 3)
+    is_gland: Bools  # (G, G)
+    patient: str
+
+
+def read_outlined(table: Path, mpp: float, manifest: Manifest) -> list[Outlined]:
+    """`table`: CSV with columns image, mask, patient. Fields whose middle is nearly all gland, or nearly none, tell
+    no map from another and are left out.
+    """
+    found = []
+    side = manifest.tile_px * manifest.tile_mpp / mpp
+    for row in rows_of(table, ["image", "mask", "patient"]):
+        image, mask = Image.open(table.parent / row["image"]), Image.open(table.parent / row["mask"])
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        tile = np.asarray(image.convert("RGB").resize((manifest.tile_px,) * 2, Image.Resampling.BICUBIC, box))
+        share = np.asarray(mask.convert("L").resize((manifest.grid,) * 2, Image.Resampling.BOX, box)) / 255
+        outlined = Outlined(tile, share > 0.5, row["patient"])
+        if MIXED[0] <= outlined.is_gland.mean() <= MIXED[1]:
+            found.append(outlined)
+    return found
+
+
+def overlap(grid: Floats, truth: Bools, rng: Generator) -> float:
+    """Jaccard's index of the truth and as many of the map's highest patches: no threshold to be chosen."""
+    marked = np.zeros(truth.size, bool)
+    marked[rank_patches(grid, rng)[: truth.sum()]] = True
+    marked = marked.reshape(truth.shape)
+    return float((marked & truth).sum() / (marked | truth).sum())
+
+
+def judge_glands(network: Network, fields: Sequence[Outlined], found: Found, rng: Generator) -> None:
+    for tile, is_gland, _ in track(fields, description="glands", console=Console(stderr=True)):
+        answer = int(network.explain(tile[None]).logits[0].argmax())
+        maps = {name: grids[answer] for name, grids in draw_model_maps(network, tile).items()}
+        for name, grid in (maps | draw_no_model_maps(tile, len(is_gland), rng)).items():
+            note(found, name, "glands", overlap(grid, is_gland, rng))
+
+
 # -- what a map depends on -----------------------------------------------------------------------------------------
 
 
@@ -233,7 +281,15 @@ class Judgement:
     curves: dict[str, Floats]  # (2, STEPS + 1) per map: mean probability as patches go, most and least important first
 
 
-def judge(network: Network, shuffled: Network, trial: Trial, per_class: int, mosaics: int, seed: int) -> Judgement:
+def judge(
+    network: Network,
+    shuffled: Network,
+    trial: Trial,
+    per_class: int,
+    mosaics: int,
+    seed: int,
+    fields: Sequence[Outlined] = (),
+) -> Judgement:
     rng = np.random.default_rng(seed)
     grid = len(network.explain(trial.tiles[:1]).rollout[0])
     chosen = choose_evenly(trial.targets, per_class, seed)
@@ -246,7 +302,11 @@ def judge(network: Network, shuffled: Network, trial: Trial, per_class: int, mos
         f"{trial.protocol}; removal on {len(chosen)} of them, at most {per_class} per class, for the answered class; "
         f"focus on the {kept} of {len(laid)} mosaics in which both classes get at least {LEAST_SHARE:.0%}"
     )
-    scores = summarise(found, seed)
+    judge_glands(network, fields, found, rng)
+    patients = np.array([field.patient for field in fields])
+    if fields:
+        protocol += f"; glands in {len(fields)} fields of {len(set(patients))} patients, the patients drawn again"
+    scores = summarise(found, patients, seed)
     return Judgement(JudgedMaps(protocol=protocol, beat_all=beat_all(scores), scores=scores), curves)
 
 
@@ -300,13 +360,12 @@ def note(found: Found, name: str, metric: Metric, value: float) -> None:
     found.setdefault((name, metric), []).append(value)
 
 
-def summarise(found: Found, seed: int) -> list[MapScore]:
+def summarise(found: Found, patients: NDArray[np.str_], seed: int) -> list[MapScore]:
     scores = []
     for (name, metric), values in found.items():
-        n = len(values)
-        mean = bootstrap({"mean": weighted_mean(np.array(values))}, np.arange(n), RESAMPLES, seed)["mean"]
-        estimate = mean.estimate(n)
-        scores.append(MapScore(map=name, metric=metric, **vars(estimate)))
+        groups = patients if metric == "glands" else np.arange(len(values))
+        mean = bootstrap({"mean": weighted_mean(np.array(values))}, groups, RESAMPLES, seed)["mean"]
+        scores.append(MapScore(map=name, metric=metric, **vars(mean.estimate(len(values)))))
     return scores
 
 

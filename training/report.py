@@ -108,7 +108,9 @@ def render_judged(judged: JudgedMaps) -> str:
         "other_class": "same for the second class",
         "random_weights": "same with shuffled weights",
         "other_tile": "same for another tile",
+        "glands": "overlap with glands",
     }
+    metrics = {metric: words for metric, words in metrics.items() if metric in {s.metric for s in judged.scores}}
     maps = list(dict.fromkeys(score.map for score in judged.scores))
     found = {(score.map, str(score.metric)): score for score in judged.scores}
     rows = [[name, *(render_score(found.get((name, metric))) for metric in metrics)] for name in maps]

@@ -4,11 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.artifact import CorruptArtifact, JudgedMaps, MapScore, read_manifest
 from model.session import Explanations, open_classifier
 from training.maps import (
     NO_MODEL,
+    Outlined,
     Shuffled,
     beat_all,
     correlate_ranks,
@@ -18,7 +20,9 @@ from training.maps import (
     judge,
     lay_mosaic,
     lay_mosaics,
+    overlap,
     rank_patches,
+    read_outlined,
     removal_curves,
     removal_gap,
     write_into_manifest,
@@ -137,6 +141,37 @@ def test_mosaics_know_which_patches_are_whose_and_use_no_tile_twice(trial, rng):
 def test_an_unsure_answer_stands_for_no_class(trial, rng):
     unsure = Trial(trial.tiles, trial.targets, trial.answers, trial.confidence * 0.4, False, "")
     assert lay_mosaics(unsure, GRID, 100, rng) == []
+
+
+# -- glands --------------------------------------------------------------------------------------------------------
+
+
+def test_overlap_compares_as_many_patches_as_the_truth_has(rng):
+    truth = np.array([[True, True], [False, False]])
+    assert overlap(np.array([[9.0, 8.0], [1.0, 2.0]]), truth, rng) == 1
+    assert overlap(np.array([[9.0, 1.0], [8.0, 2.0]]), truth, rng) == pytest.approx(1 / 3)
+    assert overlap(-truth.astype(float), truth, rng) == 0
+
+
+def test_outlined_fields_are_cut_at_the_tiles_scale_and_clear_ones_left_out(tiny_artifact, tmp_path):
+    mask = np.zeros((200, 300), np.uint8)
+    mask[:, :150] = 255
+    for name, pixels in (("image", np.full((200, 300, 3), 200, np.uint8)), ("mask", mask), ("none", 0 * mask)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "fields.csv").write_text("image,mask,patient\nimage.png,mask.png,7\nimage.png,none.png,8\n")
+    (field,) = read_outlined(tmp_path / "fields.csv", 0.495, read_manifest(tiny_artifact))
+    assert field.tile.shape == (150, 150, 3) and field.patient == "7"
+    np.testing.assert_array_equal(field.is_gland, np.tile(np.arange(10) < 5, (10, 1)))
+
+
+def test_a_map_of_red_finds_red_glands(trial):
+    tile = np.where(np.arange(TILE_PX)[:, None, None] < TILE_PX // 2, RED, BLUE).astype(np.uint8)
+    tile = np.broadcast_to(tile, (TILE_PX, TILE_PX, 3)).copy()
+    tile[-2:] = RED  # so that red is the answer
+    fields = [Outlined(tile, np.tile(np.arange(GRID) < 5, (GRID, 1)).T, patient) for patient in "ab"]
+    judged = judge(Colours(), Colours(), trial, 1, 1, seed=0, fields=fields).judged
+    assert scores_of(judged, "glands")["evidence"].value > 0.7 > scores_of(judged, "glands")["random"].value
+    assert scores_of(judged, "glands")["evidence"].n == 2 and "2 fields of 2 patients" in judged.protocol
 
 
 # -- all of it -----------------------------------------------------------------------------------------------------
