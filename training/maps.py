@@ -222,8 +222,7 @@ def overlap(grid: Floats, truth: Bools, rng: Generator) -> float:
     """Jaccard's index of the truth and as many of the map's highest patches: no threshold to be chosen."""
     marked = np.zeros(truth.size, bool)
     marked[rank_patches(grid, rng)[: truth.sum()]] = True
-    marked = marked.reshape(truth.shape)
-    return float((marked & truth).sum() / (marked | truth).sum())
+    return float((marked & truth.ravel()).sum() / (marked | truth.ravel()).sum())
 
 
 def judge_glands(network: Network, fields: Sequence[Outlined], found: Found, rng: Generator) -> None:

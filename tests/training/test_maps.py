@@ -61,7 +61,7 @@ class Colours:
 def explanations(logits, evidence):
     n = len(logits)
     powers = np.exp(logits)
-    attention = np.tile(np.linspace(0, 1, GRID**2).reshape(GRID, GRID), (n, 1, 1, 1, 1))
+    attention = np.tile(np.linspace(0, 1, GRID**2, dtype=np.float32).reshape(GRID, GRID), (n, 1, 1, 1, 1))
     return Explanations(
         logits, powers / powers.sum(axis=1, keepdims=True), logits, attention, attention[:, 0, 0], evidence
     )
