@@ -4,6 +4,7 @@ Colours are told apart without red and green; nothing here touches matplotlib's 
 """
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -255,23 +256,22 @@ def unique(rows: Sequence[Row]) -> list[str]:
 def draw_damage(rows: Sequence[Row], tests: Sequence[str], path: Path, protocol: str) -> None:
     """Colour and dashes tell settings apart, markers artefacts; at severity 0 stand the intact tiles."""
     artifacts = list(dict.fromkeys(row.artifact for row in rows))
-    intact = {row.artifact: row.value for row in rows if row.test == "intact"}
-    figure = start_figure(max(6.5, 3.1 * len(tests)), 4.2, protocol)
+    figure = start_figure(max(7.5, 3.1 * len(tests)), 4.6, protocol)
     panels = figure.subplots(1, len(tests), sharey=True, squeeze=False)[0]
     for axes, test in zip(panels, tests, strict=True):
         settings = list(dict.fromkeys(row.setting for row in rows if row.test == test))
-        for setting, (colour, style) in zip(settings, (*LINES, (INK, "-")), strict=False):
-            for artifact, marker in zip(artifacts, "os^Dv", strict=False):
-                own = [row for row in rows if (row.artifact, row.test, row.setting) == (artifact, test, setting)]
-                place = [row.severity for row in own]
-                label = ", ".join([setting] * (len(settings) > 1) + [artifact] * (len(artifacts) > 1))
-                reach = [[row.value - row.low for row in own], [row.high - row.value for row in own]]
-                axes.errorbar(
-                    place, [row.value for row in own], reach, label=label, color=colour, linestyle=style, marker=marker,
-                    markersize=4, linewidth=1.3, elinewidth=0.6, capsize=2,
-                )  # fmt: skip
-        for value in intact.values():
-            axes.axhline(value, color=INK, linewidth=0.7, linestyle=":")
+        for (i, setting), (j, artifact) in itertools.product(enumerate(settings), enumerate(artifacts)):
+            own = [row for row in rows if (row.artifact, row.test, row.setting) == (artifact, test, setting)]
+            colour, style = (*LINES, (INK, "-"))[(i if len(settings) > 1 else j) % 5]
+            reach = [[row.value - row.low for row in own], [row.high - row.value for row in own]]
+            axes.errorbar(
+                [row.severity for row in own], [row.value for row in own], reach, color=colour, linestyle=style,
+                marker="os^Dv"[j % 5], markersize=4, linewidth=1.3, elinewidth=0.6, capsize=2,
+                label=", ".join([setting] * (len(settings) > 1) + [artifact] * (len(artifacts) > 1)),
+            )  # fmt: skip
+        for row in rows:
+            if row.test == "intact":
+                axes.axhline(row.value, color=INK, linewidth=0.7, linestyle=":")
         axes.set_title(test, fontsize=NORMAL, color=INK, loc="left")
         axes.set_xlabel(AXIS.get(test, settings[0] if len(settings) == 1 else "share of the patches"), fontsize=NORMAL)
         axes.set_ylim(0, 1.02)
@@ -279,8 +279,9 @@ def draw_damage(rows: Sequence[Row], tests: Sequence[str], path: Path, protocol:
             axes.invert_xaxis()
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         soften(axes)
-        if any(axes.get_legend_handles_labels()[1]):
-            axes.legend(fontsize=SMALL - 1, frameon=False, loc="best")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if any(labels):
+        figure.legend(handles, labels, fontsize=SMALL, frameon=False, loc="outside lower center", ncols=3)
     panels[0].set_ylabel("right, with its 95 % interval (dotted: intact)", fontsize=NORMAL)
     save(figure, path)
 
