@@ -143,13 +143,13 @@ def lay_mosaic(quarters: Sequence[Pixels], places: Sequence[int]) -> Pixels:
     return tile
 
 
-def focus(grid: Floats, own: Bools) -> float:
+def focus(grid: Floats, own: Bools, foreign: Bools) -> float:
     """The share of the map's positive part that lies on patches of the class it was asked for.
 
-    Half the patches are of that class, so one half is no skill; a map without anything positive claims nothing.
+    As many patches are of the other class, so one half is no skill; a map without anything positive claims nothing.
     """
     positive = np.maximum(grid, 0)
-    total = float(positive.sum())
+    total = float(positive[own | foreign].sum())
     return float(positive[own].sum()) / total if total > 0 else 0.5
 
 
@@ -158,7 +158,10 @@ class Mosaic:
     tile: Pixels  # (S, S, 3)
     first: int  # the class of two quarters
     second: int  # of the other two
-    own: Bools  # (G, G) the patches of the first class
+    of_first: (
+        Bools  # (G, G) patches that lie in its quarters; in a grid of odd side some lie in two, and count for none
+    )
+    of_second: Bools  # (G, G)
 
 
 def lay_mosaics(trial: Trial, grid: int, most: int, rng: Generator) -> list[Mosaic]:
@@ -185,8 +188,11 @@ def lay_one(tiles: Pixels, first: int, second: int, grid: int, rng: Generator) -
     corners = rng.integers(0, side - half + 1, (4, 2))
     quarters = [tile[y : y + half, x : x + half] for tile, (y, x) in zip(tiles, corners, strict=True)]
     places = rng.permutation(4).tolist()
-    of_first = np.isin(np.arange(4).reshape(2, 2), places[:2])
-    return Mosaic(lay_mosaic(quarters, places), first, second, np.kron(of_first, np.ones((grid // 2,) * 2, bool)))
+    start = np.arange(grid)
+    row = np.where(start + 1 <= grid / 2, 0, np.where(start >= grid / 2, 1, np.nan))  # nan lies in both
+    quarter = 2 * row[:, None] + row[None, :]
+    of_first, of_second = np.isin(quarter, places[:2]), np.isin(quarter, places[2:])
+    return Mosaic(lay_mosaic(quarters, places), first, second, of_first, of_second)
 
 
 # -- glands --------------------------------------------------------------------------------------------------------
@@ -347,11 +353,15 @@ def judge_focus(network: Network, mosaics: list[Mosaic], found: Found, rng: Gene
         if min(probabilities[mosaic.first], probabilities[mosaic.second]) < LEAST_SHARE:
             continue
         kept += 1
-        for name, grids in draw_model_maps(network, mosaic.tile).items():
-            of_first, of_second = focus(grids[mosaic.first], mosaic.own), focus(grids[mosaic.second], ~mosaic.own)
+        maps = {
+            name: (grids[mosaic.first], grids[mosaic.second])
+            for name, grids in draw_model_maps(network, mosaic.tile).items()
+        }
+        blind = draw_no_model_maps(mosaic.tile, len(mosaic.of_first), rng)
+        for name, (first, second) in (maps | {name: (grid, grid) for name, grid in blind.items()}).items():
+            of_first = focus(first, mosaic.of_first, mosaic.of_second)
+            of_second = focus(second, mosaic.of_second, mosaic.of_first)
             note(found, name, "focus", (of_first + of_second) / 2)
-        for name, grid in draw_no_model_maps(mosaic.tile, len(mosaic.own), rng).items():
-            note(found, name, "focus", (focus(grid, mosaic.own) + focus(grid, ~mosaic.own)) / 2)
     return kept
 
 

@@ -118,9 +118,9 @@ def test_both_ways_begin_with_the_whole_tile_and_end_with_none_of_it(rng):
 
 def test_focus_is_the_share_of_what_is_positive():
     own = np.array([[True, False], [False, True]])
-    assert focus(np.array([[3.0, 1.0], [-9.0, 0.0]]), own) == 0.75
-    assert focus(np.where(own, 2.0, -1.0), own) == 1
-    assert focus(np.full((2, 2), -1.0), own) == 0.5  # claims nothing
+    assert focus(np.array([[3.0, 1.0], [-9.0, 0.0]]), own, ~own) == 0.75
+    assert focus(np.where(own, 2.0, -1.0), own, ~own) == 1
+    assert focus(np.full((2, 2), -1.0), own, ~own) == 0.5  # claims nothing
 
 
 def test_quarters_lie_where_they_were_put():
@@ -134,8 +134,15 @@ def test_mosaics_know_which_patches_are_whose_and_use_no_tile_twice(trial, rng):
     assert len(mosaics) == 10  # of forty tiles
     for mosaic in mosaics:
         red = mosaic.tile[..., 0] > mosaic.tile[..., 2]
-        np.testing.assert_array_equal(red, np.kron(mosaic.own, np.ones((2, 2), bool)))
-        assert mosaic.own.sum() == GRID**2 / 2 and (mosaic.first, mosaic.second) == (0, 1)
+        np.testing.assert_array_equal(red, np.kron(mosaic.of_first, np.ones((2, 2), bool)))
+        np.testing.assert_array_equal(mosaic.of_second, ~mosaic.of_first)
+        assert mosaic.of_first.sum() == GRID**2 / 2 and (mosaic.first, mosaic.second) == (0, 1)
+
+
+def test_in_a_grid_of_odd_side_the_middle_is_nobodys(trial, rng):
+    mosaic = lay_mosaics(trial, 5, 1, rng)[0]
+    assert mosaic.of_first.sum() == mosaic.of_second.sum() == 8
+    assert not (mosaic.of_first | mosaic.of_second)[2].any()
 
 
 def test_an_unsure_answer_stands_for_no_class(trial, rng):
