@@ -25,7 +25,7 @@ from rich.progress import track
 from model.artifact import JudgedMaps, Manifest, MapScore, read_manifest, write_manifest
 from model.maps import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
 from model.runtime import ort
-from model.session import Explanations
+from model.session import Explanations, empty_maps
 from training.augment import STAINS
 from training.data import rows_of
 from training.metrics import bootstrap, weighted_mean
@@ -71,12 +71,11 @@ def draw_model_maps(network: Network, tile: Pixels) -> dict[str, Floats]:
     def for_every_class(agnostic: Floats) -> Floats:
         return np.broadcast_to(agnostic, (k, grid, grid))
 
-    return {
-        "attention": for_every_class(whole.attention[0, -1].mean(axis=0)),
-        "rollout": for_every_class(whole.rollout[0]),
-        "evidence": whole.evidence[0],
-        "occlusion": fall_of_logits(whole.logits[0], left.logits, groups),
-    }
+    maps = {"evidence": whole.evidence[0], "occlusion": fall_of_logits(whole.logits[0], left.logits, groups)}
+    if whole.attention.size == 0:  # nothing attends
+        return maps
+    attention = for_every_class(whole.attention[0, -1].mean(axis=0))
+    return {"attention": attention, "rollout": for_every_class(whole.rollout[0])} | maps
 
 
 def draw_no_model_maps(tile: Pixels, grid: int, rng: Generator) -> dict[str, Floats]:
@@ -247,7 +246,8 @@ class Shuffled:
 
     def __init__(self, artifact: Path, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        proto = onnx.load(artifact / read_manifest(artifact).file("explain", "fp32").path)
+        self.manifest = read_manifest(artifact)
+        proto = onnx.load(artifact / self.manifest.file("explain", "fp32").path)
         for tensor in proto.graph.initializer:
             values = numpy_helper.to_array(tensor)
             if values.dtype == np.float32 and values.size > 1:
@@ -260,8 +260,10 @@ class Shuffled:
 
     def explain(self, tiles: Pixels, keep: Bools | None = None) -> Explanations:
         if keep is None:
-            keep = np.ones((len(tiles), self.session.get_inputs()[1].shape[1]), bool)
-        return Explanations(*self.session.run(None, {"tiles": tiles, "keep": keep}))
+            keep = np.ones((len(tiles), self.manifest.grid**2), bool)
+        names = [output.name for output in self.session.get_outputs()]
+        answer = dict(zip(names, self.session.run(None, {"tiles": tiles, "keep": keep}), strict=True))
+        return Explanations(**(empty_maps(len(tiles), self.manifest) | answer))
 
 
 def correlate_ranks(a: Floats, b: Floats) -> float:
@@ -296,7 +298,7 @@ def judge(
     fields: Sequence[Outlined] = (),
 ) -> Judgement:
     rng = np.random.default_rng(seed)
-    grid = len(network.explain(trial.tiles[:1]).rollout[0])
+    grid = network.explain(trial.tiles[:1]).evidence.shape[-1]
     chosen = choose_evenly(trial.targets, per_class, seed)
     found: Found = {}
     curves = judge_removal(network, trial, chosen, found, rng)

@@ -129,7 +129,7 @@ def conclude(judged: JudgedMaps) -> str:
         else "No method is better, the intervals apart, than all four maps that no model drew on both removal and "
         "focus: read every map as a hypothesis."
     ]
-    for name in METHODS:
+    for name in [method for method in METHODS if method in {score.map for score in judged.scores}]:
         better = [metric for metric, question in QUESTIONS.items() if beats_no_model(judged.scores, name, metric)]
         if not better:
             sentences.append(f"`{name}` carries nothing that a map without a model doesn't carry as well.")

@@ -136,9 +136,11 @@ def drop_patches(classifier: Classifier, tiles: Pixels, rng: Generator) -> Itera
     Salient is what the network's own last layer attends to, the mean of its heads; the paper asks another network.
     """
     n, patches = len(tiles), classifier.manifest.grid**2
-    attention = np.concatenate([classifier.explain(tile[None]).attention for tile in tiles])  # (N, L, H, G, G)
-    salience = attention[:, -1].mean(axis=1).reshape(n, patches)
-    orders = {"random": rng.random((n, patches)), "salient first": -salience, "salient last": salience}
+    orders = {"random": rng.random((n, patches))}
+    if "attention" in classifier.manifest.maps.methods:
+        attention = np.concatenate([classifier.explain(tile[None]).attention for tile in tiles])  # (N, L, H, G, G)
+        salience = attention[:, -1].mean(axis=1).reshape(n, patches)
+        orders |= {"salient first": -salience, "salient last": salience}
     for order, values in orders.items():
         rank = values.argsort(axis=1).argsort(axis=1)  # (N, G*G)
         for share in SHARES:
