@@ -10,10 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.maps import Floats, Method, fall_of_logits
 from model.session import Explanations, Predictions
-
-Method = Literal["attention", "rollout", "evidence", "occlusion"]
-Floats = NDArray[np.float32]
 
 VIEWS = 8  # rotations and reflections of a square
 
@@ -101,26 +99,12 @@ def read_evidence(explanations: Explanations, names: list[str], target: int) -> 
     return Drawable("evidence", "contribution to the logit", True, True, grid, target=names[target])
 
 
-def cut_groups(grid: int, count: int) -> NDArray[np.int64]:
-    """Numbers the patches (G, G) by the square group each belongs to; `count` groups in all."""
-    side = round(count**0.5)
-    band = np.arange(grid) * side // grid
-    groups: NDArray[np.int64] = band[:, None] * side + band[None, :]
-    return groups
-
-
-def mask_groups(groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """One row a group that keeps all patches but its own: (M, G*G)."""
-    keeps: NDArray[np.bool_] = groups.reshape(1, -1) != np.arange(groups.max() + 1)[:, None]
-    return keeps
-
-
 def read_occlusion(
     whole: Explanations, masked: Sequence[Predictions], groups: NDArray[np.int64], names: list[str], target: int
 ) -> Drawable:
     """How far the target's logit falls when a group of patches is taken away."""
-    left = np.array([answer.logits[0, target] for answer in masked])  # (M,)
-    grid = (whole.logits[0, target] - left)[groups].astype(np.float32)
+    left = np.concatenate([answer.logits for answer in masked])  # (M, K)
+    grid = fall_of_logits(whole.logits[0], left, groups)[target]
     return Drawable("occlusion", "fall of the logit without the patch", True, True, grid, target=names[target])
 
 

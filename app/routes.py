@@ -5,7 +5,7 @@ import io
 import logging
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
@@ -24,6 +24,7 @@ from app.overlay import draw_heads, draw_overlay
 from app.samples import Sample
 from app.service import MapOptions, Service, count_places
 from app.trace import Trace
+from model.maps import Method
 
 log = logging.getLogger("tissue")
 
@@ -146,9 +147,9 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
     return Response(body, media_type=media_type, headers={"Vary": "Accept"})
 
 
-def choose_map_options(
-    options: schemas.AttentionOptions, default: Literal["attention", "rollout", "evidence"]
-) -> MapOptions:
+def choose_map_options(options: schemas.AttentionOptions, default: Method) -> MapOptions:
+    if options.tta and default == "occlusion":
+        default = "evidence"  # occlusion isn't merged over views; whoever asks for both by name is told so
     return MapOptions(
         method=options.method or default,
         target=options.target,

@@ -22,6 +22,7 @@ from app.metrics import Metrics
 from app.samples import Sample, take_sample
 from app.settings import Settings
 from app.trace import Trace
+from model.maps import Method, cut_groups, mask_groups
 from model.session import Classifier, Explanations, Predictions
 
 Graph = Literal["predict", "explain"]
@@ -49,7 +50,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
-    method: maps.Method
+    method: Method
     target: str | None
     layer: int | None
     head: int | Literal["mean"]
@@ -194,8 +195,8 @@ class Service:
         names = self.manifest.class_names
         target = maps.find_class(names, options.target or label)
         if options.method == "occlusion":
-            groups = maps.cut_groups(self.manifest.grid, options.masks)
-            questions = [Question(sample.tile.pixels, keep) for keep in maps.mask_groups(groups)]
+            groups = cut_groups(self.manifest.grid, options.masks)
+            questions = [Question(sample.tile.pixels, keep) for keep in mask_groups(groups)]
             masked = await self._ask("explain", questions, reservation, trace)
             return maps.read_occlusion(explanations, masked, groups, names, target)
         if options.method == "evidence":

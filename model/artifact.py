@@ -111,12 +111,30 @@ class Golden(Part):
     tolerance: dict[Precision, float]
 
 
+class MapScore(Part):
+    """One number of one map, with its 95 % interval; docs/maps.md says what each measures."""
+
+    map: str  # a method, or one of the maps that no model drew
+    metric: Literal["removal", "focus", "other_class", "random_weights", "other_tile", "glands"]
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class JudgedMaps(Part):
+    protocol: str
+    beat_all: list[str]  # the methods that beat every map without a model on removal and focus, the best first
+    scores: list[MapScore]
+
+
 class Maps(Part):
     evidence: Literal["exact", "first-order", "mixed"]  # exact: with the bias it adds up to the logit
-    default: Literal["attention", "rollout", "evidence"]
+    default: MapMethod
     reads: Literal["class", "mean", "both"]  # the tokens that the head reads; the mean of its cells, where it has none
     methods: list[MapMethod] = ["attention", "rollout", "evidence", "occlusion"]  # those that can be asked for
     removal: Removal = "token"  # what `keep` takes away: the patch's token, or its pixels (filled with the mean colour)
+    judged: JudgedMaps | None = None  # by `tissue-train judge-maps --write`, which also chooses the default
 
 
 class Manifest(Part):

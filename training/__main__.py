@@ -13,11 +13,13 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from model.artifact import read_manifest
-from training import bench, compare, evaluate, fetch, figures, pretrain, report, synthetic
+from model.session import open_classifier
+from training import bench, compare, evaluate, fetch, figures, maps, pretrain, report, robustness, synthetic
 from training.config import Compare, Fit, Pretrain, read_config
 from training.data import find_lookalikes, load_tiles, scan
 from training.metrics import Scores
 from training.run import cross_validate_and_keep, export_run, fit_and_export
+from training.trial import read_trial
 
 cli = typer.Typer(help="Train, judge and export tissue classifiers.", no_args_is_help=True, add_completion=False)
 data = typer.Typer(help="Get, check or draw labelled tiles.", no_args_is_help=True)
@@ -187,6 +189,57 @@ def write_report(artifact: Path, target: Annotated[Path, typer.Argument()] = Pat
     """Write the model card from the artefact's manifest."""
     with plain_errors():
         report.write_card(read_manifest(artifact), target)
+
+
+@cli.command("judge-maps")
+def judge_maps(
+    artifact: Path,
+    tiles: Annotated[Path, typer.Option(help="A folder per class, or one of images without classes.")],
+    folder: Annotated[Path, typer.Option(help="Where the table and the pictures go.")],
+    table: ImageTable = None,
+    image_mpp: ImageMpp = None,
+    tiles_per_class: Annotated[int, typer.Option(min=1, help="Most tiles of a class that removal is tried on.")] = 15,
+    mosaics: Annotated[int, typer.Option(min=1, help="Most mosaics of four tiles.")] = 120,
+    glands: Annotated[Path | None, typer.Option(help="CSV with columns image, mask, patient: outlined glands.")] = None,
+    glands_mpp: Annotated[float, typer.Option(help="um/px of the fields with outlined glands.")] = 0.62,
+    learnt: Annotated[bool, typer.Option("--learnt/--unseen", help="Was the network trained on these?")] = True,
+    write: Annotated[bool, typer.Option("--write", help="Keep the scores, and the default, in the manifest.")] = False,
+    seed: int = 0,
+) -> None:
+    """Score every kind of map, through the exported graph, beside maps that no model drew."""
+    with plain_errors():
+        classifier = open_classifier(artifact, device="cpu", intra_threads=1)
+        trial = read_trial(classifier, tiles, table, image_mpp, tiles_per_class, learnt, seed)
+        fields = maps.read_outlined(glands, glands_mpp, classifier.manifest) if glands else []
+        shuffled = maps.Shuffled(artifact, seed)
+        judgement = maps.judge(classifier, shuffled, trial, tiles_per_class, mosaics, seed, fields)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "maps.json").write_text(judgement.judged.model_dump_json(indent=2) + "\n")
+        (folder / "maps.md").write_text(report.render_judged(judgement.judged) + "\n")
+        figures.draw_map_scores(judgement.judged, folder / "scores.png")
+        figures.draw_removal(judgement.curves, folder / "removal.png")
+        if write:
+            maps.write_into_manifest(artifact, judgement.judged)
+        out.print(report.conclude(judgement.judged), soft_wrap=True, markup=False)
+
+
+@cli.command("robustness")
+def measure_robustness(
+    artifacts: Annotated[list[Path], typer.Argument(help="One artefact, or several to compare.")],
+    tiles: Annotated[Path, typer.Option(help="A folder per class, or one of images without classes.")],
+    folder: Annotated[Path, typer.Option(help="Where the table and the pictures go.")],
+    table: ImageTable = None,
+    image_mpp: ImageMpp = None,
+    tiles_per_class: Annotated[int, typer.Option(min=2, help="Most tiles of a class.")] = 15,
+    learnt: Annotated[bool, typer.Option("--learnt/--unseen", help="Were the networks trained on these?")] = True,
+    seed: int = 0,
+) -> None:
+    """What is left of the accuracy when patches are missing, tiles shuffled, attacked, or badly stained and scanned."""
+    with plain_errors():
+        rows, protocol = robustness.measure(artifacts, tiles, table, image_mpp, tiles_per_class, learnt, seed)
+        robustness.write_rows(rows, folder / "robustness.csv")
+        figures.draw_robustness(rows, folder, protocol)
+        out.print(f"{len(rows)} rows: {folder / 'robustness.csv'}", soft_wrap=True)
 
 
 @cli.command("bench")

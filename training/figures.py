@@ -4,9 +4,11 @@ Colours are told apart without red and green; nothing here touches matplotlib's 
 """
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from model.artifact import JudgedMaps
+from training.maps import NO_MODEL
 from training.metrics import Estimate, Reliability, RiskCoverage, Scores
+from training.robustness import Row
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # Okabe and Ito's
 PALE, INK, FAINT = "#a6cee3", "#333333", "#d9d9d9"
@@ -179,6 +184,109 @@ def draw_sheet(tiles: NDArray[np.uint8], captions: Sequence[str], path: Path, ti
         axes.imshow(tile)
         axes.set_xlabel(caption, fontsize=SMALL, color=INK)
     save(figure, path)
+
+
+def draw_map_scores(judged: JudgedMaps, path: Path) -> None:
+    """Removal and focus of each map with its 95 % interval; the line is the best that a map without a model reaches."""
+    names = list(dict.fromkeys(score.map for score in judged.scores))
+    figure = start_figure(8, 1.6 + 0.34 * len(names), "Maps judged beside four that no model drew")
+    for axes, (metric, title, no_skill) in zip(
+        figure.subplots(1, 2, sharey=True),
+        (("removal", "removal gap", 0.0), ("focus", "mosaic focus", 0.5)),
+        strict=True,
+    ):
+        found = {score.map: score for score in judged.scores if score.metric == metric}
+        axes.axvline(no_skill, color=INK, linewidth=0.8)
+        if limits := [found[name].high for name in NO_MODEL if name in found]:
+            axes.axvline(max(limits), color=ORANGE, linewidth=1, linestyle="--")
+        for place, name in enumerate(names):
+            if name not in found:
+                continue
+            score, colour = found[name], INK if name in NO_MODEL else BLUE
+            reach = [[score.value - score.low], [score.high - score.value]]
+            axes.errorbar(score.value, place, xerr=reach, color=colour, marker="o", markersize=4, capsize=3)
+        n = max((score.n for score in found.values()), default=0)
+        axes.set_xlabel(f"{title} (no skill: {no_skill:g}), n = {n}", fontsize=NORMAL)
+        soften(axes)
+    figure.axes[0].set_yticks(range(len(names)), names, fontsize=NORMAL)
+    figure.axes[0].invert_yaxis()
+    save(figure, path)
+
+
+def draw_removal(curves: Mapping[str, NDArray[np.floating[Any]]], path: Path) -> None:
+    """Mean probability of the answered class while patches go: the map's most important first, and its least."""
+    columns = 4
+    rows = math.ceil(len(curves) / columns)
+    figure = start_figure(8.5, 0.9 + 1.9 * rows, "Probability of the answer while patches are taken away")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (name, (most, least)) in zip(grid.flat, curves.items(), strict=False):
+        gone = np.linspace(0, 1, len(most))
+        axes.plot(gone, least, color=BLUE, linewidth=1.4, label="least important first")
+        axes.plot(gone, most, color=ORANGE, linewidth=1.4, linestyle="--", label="most important first")
+        axes.fill_between(gone, most, least, color=PALE, alpha=0.4, linewidth=0)
+        axes.set_title(name, fontsize=NORMAL, color=INK, loc="left")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        soften(axes)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    grid.flat[0].legend(fontsize=SMALL - 1, frameon=False, loc="lower left")
+    figure.supxlabel("patches taken away", fontsize=NORMAL)
+    save(figure, path)
+
+
+def draw_robustness(rows: Sequence[Row], folder: Path, protocol: str) -> None:
+    """A picture per test, and in it a panel per way of doing the damage."""
+    pictures = {
+        "patch-drop": [test for test in unique(rows) if test.startswith("patch drop")],
+        "shuffle": ["shuffle"],
+        "misleading-patch": ["misleading patch"],
+        "worse-pictures": ["stain", "blur", "JPEG", "low resolution"],
+    }
+    for name, tests in pictures.items():
+        drawn = [test for test in tests if test in unique(rows)]
+        if drawn:
+            draw_damage(rows, drawn, folder / f"{name}.png", protocol)
+
+
+def unique(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.test for row in rows))
+
+
+def draw_damage(rows: Sequence[Row], tests: Sequence[str], path: Path, protocol: str) -> None:
+    """Colour and dashes tell settings apart, markers artefacts; at severity 0 stand the intact tiles."""
+    artifacts = list(dict.fromkeys(row.artifact for row in rows))
+    figure = start_figure(max(7.5, 3.1 * len(tests)), 4.6, protocol)
+    panels = figure.subplots(1, len(tests), sharey=True, squeeze=False)[0]
+    for axes, test in zip(panels, tests, strict=True):
+        settings = list(dict.fromkeys(row.setting for row in rows if row.test == test))
+        for (i, setting), (j, artifact) in itertools.product(enumerate(settings), enumerate(artifacts)):
+            own = [row for row in rows if (row.artifact, row.test, row.setting) == (artifact, test, setting)]
+            colour, style = (*LINES, (INK, "-"))[(i if len(settings) > 1 else j) % 5]
+            reach = [[row.value - row.low for row in own], [row.high - row.value for row in own]]
+            axes.errorbar(
+                [row.severity for row in own], [row.value for row in own], reach, color=colour, linestyle=style,
+                marker="os^Dv"[j % 5], markersize=4, linewidth=1.3, elinewidth=0.6, capsize=2,
+                label=", ".join([setting] * (len(settings) > 1) + [artifact] * (len(artifacts) > 1)),
+            )  # fmt: skip
+        for row in rows:
+            if row.test == "intact":
+                axes.axhline(row.value, color=INK, linewidth=0.7, linestyle=":")
+        axes.set_title(test, fontsize=NORMAL, color=INK, loc="left")
+        axes.set_xlabel(AXIS.get(test, settings[0] if len(settings) == 1 else "share of the patches"), fontsize=NORMAL)
+        axes.set_ylim(0, 1.02)
+        if test == "JPEG":
+            axes.invert_xaxis()
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        soften(axes)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if any(labels):
+        figure.legend(handles, labels, fontsize=SMALL, frameon=False, loc="outside lower center", ncols=3)
+    panels[0].set_ylabel("right, with its 95 % interval (dotted: intact)", fontsize=NORMAL)
+    save(figure, path)
+
+
+AXIS = {"misleading patch": "share of the tile's area"}
 
 
 # -- what all share ------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ tissue-train report model/default docs/model-card.md
 from itertools import groupby
 from pathlib import Path
 
-from model.artifact import Gate, Manifest, Metric
+from model.artifact import Gate, JudgedMaps, Manifest, MapScore, Metric
+from training.maps import METHODS, QUESTIONS, beats_no_model
 
 
 def write_card(manifest: Manifest, path: Path) -> None:
@@ -96,16 +97,59 @@ def render_maps(m: Manifest) -> str:
         "mixed": "exact for what the head reads from the patches, of first order for what it reads from the class "
         "token: it doesn't add up to the logit",
     }
-    if "attention" not in m.maps.methods:
-        return (
-            f"The network has no tokens, so no attention and no rollout; it has {' and '.join(m.maps.methods)}. "
-            f"Evidence is signed, per class, in logit units, and {evidence[m.maps.evidence]}."
-        )
-    return (
+    reading = (
         f"The head reads {reads[m.maps.reads]}. Attention and rollout don't depend on the class: they show where "
         f"information was routed, not why. Evidence is signed, per class, in logit units, and "
         f"{evidence[m.maps.evidence]}. The default is `{m.maps.default}`."
     )
+    if "attention" not in m.maps.methods:
+        reading = (
+            f"The network has no tokens, so no attention and no rollout; it has {' and '.join(m.maps.methods)}. "
+            f"Evidence is signed, per class, in logit units, and {evidence[m.maps.evidence]}. "
+            f"The default is `{m.maps.default}`."
+        )
+    if m.maps.judged is None:
+        return f"{reading} How much any of them can be trusted was not measured."
+    return f"{reading}\n\n{render_judged(m.maps.judged)}"
+
+
+def render_judged(judged: JudgedMaps) -> str:
+    """The table of maps, what follows from it, and where a map carries nothing."""
+    metrics = {
+        "removal": "removal gap (no skill: 0)",
+        "focus": "mosaic focus (no skill: 0.5)",
+        "other_class": "same for the second class",
+        "random_weights": "same with shuffled weights",
+        "other_tile": "same for another tile",
+        "glands": "overlap with glands",
+    }
+    metrics = {metric: words for metric, words in metrics.items() if metric in {s.metric for s in judged.scores}}
+    maps = list(dict.fromkeys(score.map for score in judged.scores))
+    found = {(score.map, str(score.metric)): score for score in judged.scores}
+    rows = [[name, *(render_score(found.get((name, metric))) for metric in metrics)] for name in maps]
+    return "\n\n".join([conclude(judged), table(["map", *metrics.values()], rows), f"Protocol: {judged.protocol}."])
+
+
+def render_score(score: MapScore | None) -> str:
+    return "" if score is None else f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def conclude(judged: JudgedMaps) -> str:
+    best = ", ".join(f"`{name}`" for name in judged.beat_all)
+    sentences = [
+        f"Judged on removal and focus, better than all four maps that no model drew, the intervals apart: {best}."
+        if best
+        else "No method is better, the intervals apart, than all four maps that no model drew on both removal and "
+        "focus: read every map as a hypothesis."
+    ]
+    for name in [method for method in METHODS if method in {score.map for score in judged.scores}]:
+        better = [metric for metric, question in QUESTIONS.items() if beats_no_model(judged.scores, name, metric)]
+        if not better:
+            sentences.append(f"`{name}` carries nothing that a map without a model doesn't carry as well.")
+        elif len(better) < len(QUESTIONS) and name not in judged.beat_all:
+            lacking = next(question for metric, question in QUESTIONS.items() if metric not in better)
+            sentences.append(f"`{name}` says nothing about {lacking}.")
+    return " ".join(sentences)
 
 
 def render_variants(m: Manifest) -> str:

@@ -4,16 +4,15 @@ import pytest
 from app.maps import (
     LayerOutOfRange,
     TargetUnknown,
-    cut_groups,
     find_class,
     look_back,
     look_from,
-    mask_groups,
     merge_views,
     read_attention,
     read_evidence,
     read_occlusion,
 )
+from model.maps import cut_groups
 from model.session import Explanations
 
 RANDOM = np.random.default_rng(0)
@@ -91,24 +90,6 @@ def test_unknown_class_is_refused_with_the_known_ones():
     assert find_class(["a", "b"], "b") == 1
     with pytest.raises(TargetUnknown, match="the classes are a, b"):
         find_class(["a", "b"], "A")
-
-
-@pytest.mark.parametrize(("grid", "count"), [(10, 25), (10, 100), (7, 25)])
-def test_groups_cover_the_grid_in_blocks(grid, count):
-    groups = cut_groups(grid, count)
-    assert groups.shape == (grid, grid)
-    assert set(groups.ravel()) == set(range(count))
-    for group in range(count):
-        rows, columns = np.nonzero(groups == group)
-        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-
-
-def test_each_mask_takes_away_its_group_and_nothing_else():
-    groups = cut_groups(10, 25)
-    keeps = mask_groups(groups)
-    assert keeps.shape == (25, 100)
-    assert (keeps.sum(axis=1) == 96).all() and (keeps.sum(axis=0) == 24).all()
-    assert not keeps[7].reshape(10, 10)[groups == 7].any()
 
 
 def test_occlusion_is_the_fall_of_the_logit():

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from app.metrics import Metrics
-from app.schemas import Attention, Features, HeadsAttention, ModelCard, Prediction
+from app.routes import choose_map_options
+from app.schemas import Attention, AttentionOptions, Features, HeadsAttention, ModelCard, Prediction
 from tests.app.conftest import encode, open_client
 from training.synthetic import SHIPPED_KINDS, draw_tile
 
@@ -123,6 +124,12 @@ def test_the_usual_method_and_target(client, png):
     answer = client.post_image("/attention", png).json()
     assert answer["method"] == "evidence"  # what the artefact recommends
     assert answer["target"] == answer["prediction"]["label"]
+
+
+def test_a_recommended_occlusion_gives_way_to_evidence_where_eight_views_are_asked_for():
+    assert choose_map_options(AttentionOptions(), "occlusion").method == "occlusion"
+    assert choose_map_options(AttentionOptions(tta=True), "occlusion").method == "evidence"
+    assert choose_map_options(AttentionOptions(tta=True, method="rollout"), "occlusion").method == "rollout"
 
 
 def test_layers_and_heads_can_be_chosen(client, png):

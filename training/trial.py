@@ -1,0 +1,77 @@
+"""Tiles to judge an artefact on, and what is known of them: their classes, or else the artefact's own answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model import pixels
+from model.artifact import Manifest
+from model.pixels import ImageRefused
+from model.session import Classifier
+from training.data import NoClasses, UnusableImage, class_folders, images_below, load_tiles, number_labels, scan
+
+Pixels = NDArray[np.uint8]
+Indices = NDArray[np.intp]
+
+CANDIDATES_PER_TILE = 10  # tiles of a folder without classes that are answered for each one that is wanted
+
+
+@dataclass(frozen=True)
+class Trial:
+    tiles: Pixels  # (N, S, S, 3)
+    targets: Indices  # (N,) the class, or the answer to the tile as it is
+    answers: Indices  # (N,)
+    confidence: NDArray[np.float32]  # (N,)
+    labelled: bool
+    protocol: str
+
+
+def read_trial(
+    classifier: Classifier,
+    folder: Path,
+    table: Path | None,
+    image_mpp: float | None,
+    per_class: int,
+    learnt: bool,
+    seed: int = 0,
+) -> Trial:
+    """A folder per class, or one folder of images without classes. `learnt`: the network was trained on them."""
+    m = classifier.manifest
+    labelled = table is not None or bool(class_folders(folder))
+    if labelled:
+        records = scan(folder, table, m.class_names).records
+        tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
+    else:
+        most = CANDIDATES_PER_TILE * per_class * len(m.classes)
+        tiles = load_unlabelled(folder, m, image_mpp, most, seed)
+    probabilities = np.concatenate([classifier.predict(tile[None]).probabilities for tile in tiles])
+    answers = probabilities.argmax(axis=1)
+    targets = number_labels(records, m.class_names) if labelled else answers
+    known = "their classes" if labelled else "no classes, so the answers to the whole tiles stand for them"
+    seen = "the network was trained on them" if learnt else "the network never saw them"
+    protocol = f"{len(tiles)} tiles of {folder.name}, {known}; {seen}"
+    return Trial(tiles, targets, answers, probabilities.max(axis=1), labelled, protocol)
+
+
+def load_unlabelled(folder: Path, m: Manifest, image_mpp: float | None, most: int, seed: int) -> Pixels:
+    paths = images_below(folder)
+    if not paths:
+        raise NoClasses(f"{folder} holds no images")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:most])
+    tiles = np.empty((len(chosen), m.tile_px, m.tile_px, 3), np.uint8)
+    for tile, i in zip(tiles, chosen, strict=True):
+        try:
+            picture = pixels.decode(paths[i].read_bytes())
+            tile[:] = pixels.to_tile(picture, m.tile_px, m.tile_mpp, image_mpp).pixels
+        except (ImageRefused, OSError) as error:
+            raise UnusableImage(f"{paths[i]}: {error}") from error
+    return tiles
+
+
+def choose_evenly(classes: Indices, per_class: int, seed: int = 0) -> Indices:
+    """At most so many of each class, at random; in random order, so that a part of them is even as well."""
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(np.flatnonzero(classes == c))[:per_class] for c in np.unique(classes)]
+    return rng.permutation(np.concatenate(chosen))
