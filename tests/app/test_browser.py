@@ -1,81 +1,14 @@
 """The docs pages in a real Chromium, as a user without internet sees them: it watches the network and the console."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
-from tests.app.conftest import PATIENCE_S
+from tests.app.chromium import NEEDS_CHROMIUM, Visit
+from tests.app.chromium import browser as browser
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install '.[test]'")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the docs pages go untested; apt-get install chromium"),
-]
-
-# Names lead nowhere, so what slips past the watcher fails as well.
-FLAGS = [
-    "--disable-quic",
-    "--disable-background-networking",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
-WATCH_POLICY = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (e) => violations.push(`${e.violatedDirective} ${e.blockedURI}`));
-"""
-
-
-class Visit:
-    """A page, and all that it asked of others or complained about."""
-
-    def __init__(self, context: Any, url: str) -> None:
-        self.strangers: list[str] = []
-        self.complaints: list[str] = []
-        self._home = urlsplit(url).netloc
-        self._url = url
-        context.route("**/*", self._let_through)
-        context.add_init_script(WATCH_POLICY)
-        self.page = context.new_page()
-        self.page.set_default_timeout(PATIENCE_S * 1000)
-        self.page.on("console", self._note)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
-
-    def open(self, path: str) -> Any:
-        response = self.page.goto(self._url + path, wait_until="networkidle")
-        assert response.status == 200
-        return self.page
-
-    def check(self) -> None:
-        assert self.strangers == []
-        assert self.complaints == []
-        assert self.page.evaluate("violations") == []
-
-    def _let_through(self, route: Any) -> None:
-        address = urlsplit(route.request.url)
-        if address.netloc == self._home or address.scheme in ("data", "blob"):
-            route.continue_()
-        else:
-            self.strangers.append(route.request.url)
-            route.abort()
-
-    def _note(self, message: Any) -> None:
-        if message.type == "error":
-            self.complaints.append(message.text)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, chromium_sandbox=not is_root)
-        yield browser
-        browser.close()
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture

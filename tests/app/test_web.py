@@ -1,11 +1,15 @@
 """What a browser loads: every file is here, nothing is asked of anybody else."""
 
 import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from app import main
+from training.synthetic import draw_tile
 
 WEB = Path(main.__file__).parent / "web"
 PAGES = {"/": "index.html", "/docs": "docs.html", "/redoc": "redoc.html"}
@@ -31,8 +35,9 @@ def test_pages_forbid_inline_scripts_and_outside_addresses(client, path):
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bon\w+=|javascript:|<style|\bstyle=", response.text)
 
 
-def test_the_page_itself_needs_no_inline_style(client):
-    assert "unsafe" not in client.get("/").headers["content-security-policy"]
+def test_the_page_itself_needs_no_inline_style_and_turns_no_text_into_html(client):
+    policy = client.get("/").headers["content-security-policy"]
+    assert "unsafe" not in policy and "require-trusted-types-for 'script'; trusted-types 'none'" in policy
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,17 @@ def test_the_vendored_files_are_few_and_carry_their_licences():
     assert not list(vendor.rglob("*.map"))
     for folder in ("swagger-ui", "redoc"):
         assert (vendor / folder / "LICENSE").is_file() and list((vendor / folder).glob("*.LICENSE.txt"))
+
+
+def test_the_sample_tiles_are_drawn_ones():
+    """No tissue of anybody: the command that makes them draws the same."""
+    make = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "images" / "make.py"))
+    files = sorted((WEB / "samples").iterdir())
+    assert [file.stem for file in files] == sorted(kind.lower() for kind in make["SEEDS"])
+    for kind, seed in make["SEEDS"].items():
+        with Image.open(WEB / "samples" / f"{kind.lower()}.png") as sample:
+            assert np.array_equal(np.asarray(sample), draw_tile(kind, seed))
+            assert 25400 / sample.info["dpi"][0] == pytest.approx(make["UM_PER_PX"], rel=1e-3)
 
 
 def test_only_the_web_folder_is_served(client):

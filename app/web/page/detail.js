@@ -1,0 +1,132 @@
+// One tile in full: the class, how sure, whether to rely on it, and the facts behind.
+
+import { find, make, swatch } from "./dom.js";
+import { show } from "./problems.js";
+import { measureDoubt } from "./tiles.js";
+import { asLabel, asSentence, describeVerdict, list, number, percent } from "./words.js";
+
+const STATES = { waiting: "Waiting for its turn", asked: "Asking the service", cancelled: "Cancelled before it was answered" };
+const SOURCES = { request: "given with the request", tag: "from the file's tag", unknown: "unknown" };
+
+export class Detail {
+  constructor(colorOf, describeClass) {
+    this._colorOf = colorOf;
+    this._describeClass = describeClass;
+    this._drawn = "";
+  }
+
+  draw(tile) {
+    const drawn = tile ? `${tile.number}.${tile.version}` : "";
+    if (drawn === this._drawn) return;
+    this._drawn = drawn;
+    find("tile").hidden = !tile;
+    if (!tile) return;
+    const { answer, problem } = tile;
+    find("tile-file").textContent = tile.name;
+    find("tile").dataset.state = problem ? "failed" : tile.state;
+    find("looked").hidden = !answer;
+    for (const part of [".likely", ".facts"]) document.querySelector(part).hidden = !answer;
+    find("scale-form").hidden = !answer || !answer.warnings.some(({ code }) => code === "unknown_scale");
+    if (answer) this._drawAnswer(tile);
+    else this._drawProblem(tile);
+  }
+
+  _drawProblem({ state, problem }) {
+    find("tile-label").textContent = problem ? "No answer" : STATES[state];
+    find("tile-description").textContent = "";
+    find("verdict").dataset.verdict = problem ? "failed" : "";
+    find("verdict").replaceChildren(...(problem ? [mark("!"), make("div", {}, ...show(problem))] : []));
+  }
+
+  _drawAnswer(tile) {
+    const { answer } = tile;
+    find("tile-label").replaceChildren(
+      swatch(this._colorOf(answer.label)),
+      make("span", {}, answer.label),
+      " ",
+      make("span", { className: "share" }, percent(answer.confidence)),
+    );
+    find("tile-description").textContent = asSentence(asLabel(this._describeClass(answer.label)));
+    this._drawVerdict(answer);
+    this._drawBars(answer);
+    find("set").textContent = tellSet(answer.prediction_set, answer.probabilities);
+    find("facts").replaceChildren(...listFacts(tile));
+  }
+
+  _drawVerdict({ verdict, reasons, warnings, tta }) {
+    const { mark: sign, title } = describeVerdict(verdict);
+    const heading = verdict === "ok" && warnings.length ? `${title}, but:` : title;
+    const remarks = [...reasons, ...warnings].map(({ text }) => make("li", {}, asSentence(text)));
+    if (tta) {
+      const differing = Math.round(tta.disagreement * tta.views);
+      remarks.push(
+        make("li", {}, `Turned and mirrored ${tta.views} ways, ${differing ? `${differing} of the views say another class` : "all views say the same class"}.`),
+      );
+    }
+    find("verdict").dataset.verdict = verdict;
+    find("verdict").replaceChildren(
+      mark(sign),
+      make("div", {}, make("p", {}, make("strong", {}, heading)), ...(remarks.length ? [make("ul", {}, ...remarks)] : [])),
+    );
+  }
+
+  _drawBars({ probabilities, prediction_set: set }) {
+    const rows = Object.entries(probabilities)
+      .sort(([, a], [, b]) => b - a)
+      .map(([name, share]) => {
+        const isInSet = Boolean(set?.labels.includes(name));
+        const bar = make("span", { className: "fill" });
+        bar.style.setProperty("--share", `${100 * share}%`);
+        bar.style.setProperty("--color", this._colorOf(name));
+        return make(
+          "tr",
+          { className: isInSet ? "inside" : "", title: this._describeClass(name) },
+          make("th", { scope: "row" }, name),
+          make("td", {}, make("span", { className: "track", ariaHidden: "true" }, bar), make("span", { className: "number" }, percent(share))),
+          make("td", {}, ...(set ? [make("span", { className: "dot" }, isInSet ? "in the set" : "")] : [])),
+        );
+      });
+    find("bars").tBodies[0].replaceChildren(...rows);
+  }
+}
+
+function mark(sign) {
+  return make("span", { className: "sign", ariaHidden: "true" }, sign);
+}
+
+function tellSet(set, probabilities) {
+  if (!set) return "This model has no measured sets of classes, so none is named.";
+  const all = set.labels.length === Object.keys(probabilities).length ? " That is all of them: it can't tell." : "";
+  return `The set: ${list(set.labels, "or")}. Of tiles like those it was measured on, ${percent(set.coverage)} have their true class in such a set.${all}`;
+}
+
+function listFacts({ answer, requestId, timing }) {
+  const { input, quality, model, probabilities } = answer;
+  return [
+    group("Tile", { Doubt: `${number(measureDoubt(probabilities), 2)} of 1`, ...mapFields(quality, showValue) }),
+    group("File", {
+      Size: `${input.width} × ${input.height} px, ${input.format}`,
+      Scale: input.mpp ? `${number(input.mpp)} µm per pixel, ${SOURCES[input.mpp_source] ?? input.mpp_source}` : "unknown",
+      "Looked at": `${input.box[2] - input.box[0]} × ${input.box[3] - input.box[1]} px from ${input.box[0]}, ${input.box[1]}`,
+      "SHA-256": input.sha256,
+    }),
+    group("Model", { ...mapFields(model, String) }),
+    group("Request", { Id: requestId ?? "none", ...(timing ? { Took: timing.replaceAll(";dur=", " ") + " ms" } : {}) }),
+  ];
+}
+
+function mapFields(fields, show) {
+  const known = Object.entries(fields).filter(([, value]) => value !== null && value !== undefined);
+  return Object.fromEntries(known.map(([name, value]) => [asLabel(name), show(value, name)]));
+}
+
+function showValue(value, name) {
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value !== "number") return typeof value === "string" ? value : JSON.stringify(value);
+  return /share$/.test(name) ? percent(value) : number(value);
+}
+
+function group(title, fields) {
+  const entries = Object.entries(fields).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
+  return make("section", {}, make("h4", {}, title), make("dl", {}, ...entries));
+}

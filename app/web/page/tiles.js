@@ -1,0 +1,98 @@
+// The tiles of this visit, and what is known of each.
+
+/**
+ * @typedef {"waiting" | "asked" | "answered" | "failed" | "cancelled"} State
+ * @typedef {{mpp: number | null, coverage: number | null, tta: boolean}} Settings
+ */
+
+export class Tile {
+  static #last = 0;
+
+  /** @param {File} file */
+  constructor(file) {
+    this.number = ++Tile.#last;
+    this.file = file;
+    this.name = file.name || `pasted ${this.number}`;
+    /** @type {State} */
+    this.state = "waiting";
+    this.version = 0; // grows with every change: what was drawn of an older one is drawn anew
+    this.answer = null; // the service's prediction
+    this.problem = null; // or why there is none
+    this.requestId = null;
+    this.timing = null;
+    this.mpp = null; // given for this tile alone
+    this.tries = 0;
+    this.maps = new Map();
+    this.thumbnail = document.createElement("canvas");
+  }
+
+  change(values) {
+    Object.assign(this, values);
+    this.version++;
+  }
+
+  /** What the service is told beside the image. */
+  options(settings) {
+    return { mpp: this.mpp ?? settings.mpp, coverage: settings.coverage, tta: settings.tta };
+  }
+}
+
+/** From 0 (one class has it all) to 1 (all are equally likely): the entropy, as a share of what it can be. */
+export function measureDoubt(probabilities) {
+  const shares = Object.values(probabilities);
+  const entropy = shares.reduce((sum, share) => (share > 0 ? sum - share * Math.log(share) : sum), 0);
+  return shares.length > 1 ? entropy / Math.log(shares.length) : 0;
+}
+
+/** For the review queue: images the model can't judge come before all doubtful ones, failures last. */
+export function rankDoubt(tile) {
+  if (!tile.answer) return -1;
+  return measureDoubt(tile.answer.probabilities) + (tile.answer.verdict === "out_of_scope" ? 1 : 0);
+}
+
+const byName = new Intl.Collator("en", { numeric: true });
+
+export const ORDERS = {
+  doubt: (a, b) => rankDoubt(b) - rankDoubt(a) || a.number - b.number,
+  arrival: (a, b) => a.number - b.number,
+  name: (a, b) => byName.compare(a.name, b.name) || a.number - b.number,
+  label: (a, b) => byName.compare(a.answer?.label ?? "\uffff", b.answer?.label ?? "\uffff") || ORDERS.doubt(a, b),
+};
+
+export class Tiles extends EventTarget {
+  constructor() {
+    super();
+    /** @type {Tile[]} */
+    this.all = [];
+    /** @type {Tile | null} */
+    this.selected = null;
+    /** @type {Settings} */
+    this.settings = { mpp: null, coverage: null, tta: false };
+  }
+
+  add(tiles) {
+    this.all.push(...tiles);
+    this.selected ??= tiles[0] ?? null;
+    this.tell();
+  }
+
+  clear() {
+    this.all = [];
+    this.selected = null;
+    this.tell();
+  }
+
+  select(tile) {
+    this.selected = tile;
+    this.tell();
+  }
+
+  update(tile, values) {
+    tile.change(values);
+    this.tell();
+  }
+
+  tell() {
+    this.dispatchEvent(new Event("change"));
+  }
+}

@@ -1,0 +1,539 @@
+"""The page for people in a real Chromium, against the real service with the shipped artefact."""
+
+import base64
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.colormaps import TABLES
+from app.settings import SHIPPED_ARTIFACT
+from tests.app.chromium import NEEDS_CHROMIUM, Visit
+from tests.app.chromium import browser as browser
+from tests.app.conftest import PATIENCE_S, encode, start
+from training.synthetic import SHIPPED_KINDS, draw_tile
+
+pytestmark = NEEDS_CHROMIUM
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+FORMULA = '=HYPERLINK("x";"y"),.png'
+
+# What every request to the model cost and when it was made, by the page's own clock.
+WATCH_CALLS = """
+window.calls = [];
+const bare = window.fetch;
+window.fetch = async (address, options) => {
+  const call = {address: String(address), start: performance.now(), key: options?.headers?.["X-API-Key"]};
+  calls.push(call);
+  const response = await bare(address, options);
+  Object.assign(call, {end: performance.now(), status: response.status,
+                       retryAfter: Number(response.headers.get("Retry-After"))});
+  return response;
+};
+"""
+MAKE_TRANSFER = """(files) => {
+  const transfer = new DataTransfer();
+  for (const {name, data} of files) {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    transfer.items.add(new File([bytes], name, {type: "image/png"}));
+  }
+  return transfer;
+}"""
+
+
+@pytest.fixture(scope="module")
+def tiles() -> list[bytes]:
+    return [encode(draw_tile(kind, 5)) for kind in SHIPPED_KINDS]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    with start(artifact=SHIPPED_ARTIFACT) as process:
+        yield process.url
+
+
+Open = Callable[..., Visit]
+
+
+@pytest.fixture
+def open_page(browser, service) -> Iterator[Open]:
+    contexts = []
+
+    def open_page(url: str = service, **options: Any) -> Visit:
+        context = browser.new_context(**{"viewport": {"width": 1300, "height": 1000}} | options)
+        contexts.append(context)
+        context.add_init_script(WATCH_CALLS)
+        visit = Visit(context, url)
+        visit.page.set_default_timeout(4 * PATIENCE_S * 1000)  # two hundred tiles on a busy machine
+        visit.open("/")
+        return visit
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def give(page: Any, *files: tuple[str, bytes]) -> None:
+    """As if chosen, without the dialog of the system."""
+    page.locator("#files").set_input_files(
+        [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
+    )
+
+
+def drop(page: Any, *files: tuple[str, bytes]) -> None:
+    listed = [{"name": name, "data": base64.b64encode(data).decode()} for name, data in files]
+    transfer = page.evaluate_handle(MAKE_TRANSFER, listed)
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event("main", event, {"dataTransfer": transfer})
+
+
+def wait_until_done(page: Any, count: int) -> None:
+    page.locator(f"#progress[data-done=true] #progress-text:text-matches('of {count} tile')").wait_for()
+
+
+def wait_for_map(page: Any, method: str = "") -> None:
+    page.locator("#viewer[aria-busy=false] #scale:not(.empty)").wait_for()
+    page.locator(f'#map[aria-label^="Map of {method}"]').wait_for()
+
+
+def look(page: Any) -> str:
+    return str(page.locator("#map").evaluate("canvas => canvas.toDataURL()"))
+
+
+def count_calls(page: Any) -> int:
+    return int(page.evaluate("calls.length"))
+
+
+def ask(url: str, path: str, image: bytes, **options: str | int) -> Any:
+    headers = {"Content-Type": "image/png"}
+    answer = httpx.post(url + path, content=image, params=options, headers=headers, timeout=PATIENCE_S)
+    return answer.raise_for_status().json()
+
+
+def test_a_dropped_tile_is_named_as_the_service_names_it(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    drop(page, (HOSTILE, tiles[0]))
+    wait_until_done(page, 1)
+    answer = ask(service, "/predict", tiles[0])
+
+    shown = page.locator("#tile-label").inner_text()
+    assert shown == f"{answer['label']} {answer['confidence']:.0%}".replace("%", " %")
+    assert page.locator("#bars tbody tr").count() == 6
+    assert page.locator("#bars tr.inside th").all_inner_texts() == answer["prediction_set"]["labels"]
+    assert "90 %" in page.locator("#set").inner_text()
+    for remark in (*answer["reasons"], *answer["warnings"]):
+        assert remark["text"].rstrip(".") in page.locator("#verdict").inner_text()
+    page.locator(".facts summary").click()
+    facts = page.locator("#facts").inner_text()
+    assert answer["input"]["sha256"] in facts and "Sharpness" in facts
+
+    # The name is text and stays here.
+    assert page.locator("#tile-file").inner_text() == HOSTILE
+    assert page.locator("img[src=x]").count() == 0
+    visit.check()
+
+
+def test_the_map_follows_method_class_and_patch(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    give(page, ("tile.png", tiles[2]))
+    wait_for_map(page)
+    page.get_by_role("radio", name="Evidence").check()
+    wait_for_map(page, "evidence")
+    seen = {look(page)}
+
+    page.locator("#target").select_option("Lympho")
+    wait_for_map(page, "evidence for Lympho")
+    seen.add(look(page))
+    page.get_by_role("radio", name="Occlusion").check()
+    wait_for_map(page, "occlusion for Lympho")
+    seen.add(look(page))
+    page.get_by_role("radio", name="Attention").check()
+    wait_for_map(page, "attention")
+    seen.add(look(page))
+    assert "where information was routed, not why" in page.locator("#map-words").inner_text()
+    assert not page.locator("#target").is_visible()
+    page.locator("#layer").select_option("1")
+    page.locator("#head").select_option("2")
+    page.locator("#map-words:text-matches('layer 1 .*head 2')").wait_for()
+    seen.add(look(page))
+    assert len(seen) == 5
+
+    # The number under the pointer is the service's, and colours and opacity cost no request.
+    grid = ask(service, "/attention", tiles[2], method="attention", layer=1, head=2)["grid"]
+    asked = count_calls(page)
+    place = page.locator("#map").bounding_box()
+    page.mouse.move(place["x"] + 0.65 * place["width"], place["y"] + 0.25 * place["height"])
+    readout = page.locator("#readout").inner_text()
+    assert readout.startswith("Row 3, column 7: ")
+    assert float(readout.split(": ")[1].split(",")[0]) == pytest.approx(grid[2][6], rel=0.01)
+    page.mouse.move(0, 0)
+    page.locator("#colormap").select_option("magma")
+    seen.add(look(page))
+    page.locator("#alpha").fill("20")
+    seen.add(look(page))
+    page.get_by_role("button", name="Overlay").click()
+    assert not page.locator("#picture").is_visible() and page.locator("#map").is_visible()
+    assert len(seen) == 7 and count_calls(page) == asked
+    assert "even" in page.locator("#scale-ticks").inner_text()
+    visit.check()
+
+
+def test_colours_are_those_of_the_services_pictures(open_page):
+    tables = open_page().page.evaluate(
+        """import("./static/page/colours.js").then(({TABLES}) =>
+           Object.fromEntries(Object.entries(TABLES).map(([name, table]) => [name, [...table]])))"""
+    )
+    assert {name: np.reshape(table, (256, 3)).tolist() for name, table in tables.items()} == {
+        name: table.tolist() for name, table in TABLES.items()
+    }
+
+
+def test_many_tiles_and_broken_files_are_sorted_counted_and_saved(open_page, tiles, tmp_path):
+    visit = open_page()
+    page = visit.page
+    broken = [
+        ("notes.txt", b"no image"),
+        ("cut.png", tiles[0][:2000]),
+        ("small.png", encode(draw_tile(0, 1)[:20, :20])),
+    ]
+    names = [HOSTILE, FORMULA] + [f"tile{n}.png" for n in range(2, 200)]
+    drop(page, *broken, *((name, tiles[n % len(tiles)]) for n, name in enumerate(names)))
+    wait_until_done(page, 203)
+    assert page.locator("#progress-text").inner_text() == "200 of 203 tiles answered and 3 failed."
+    assert page.locator("#gallery [role=option]").count() == 203
+
+    # Each failure says why, in words and with its request id.
+    page.get_by_role("button", name="no answer 3").click()
+    for failed in page.locator("#gallery [role=option]").all():
+        failed.click()
+        page.locator(f"#tile-file:text-is('{failed.get_attribute('title')}')").wait_for()
+        assert re.search(r"The image .+\..+\nRequest [0-9a-f]{32}", page.locator("#verdict").inner_text(), re.DOTALL)
+    page.get_by_role("button", name="no answer 3").click()
+
+    # The table's columns sort; the queue starts with the most doubtful.
+    page.get_by_role("button", name="Table").click()
+    page.get_by_role("button", name="Doubt").click()
+    doubts = [float(text) for text in page.locator("#table td:nth-child(4)").all_inner_texts() if text]
+    verdicts = page.locator("#table td:nth-child(5)").all_inner_texts()[:200]
+    judged = [doubt for doubt, verdict in zip(doubts, verdicts, strict=True) if verdict != "out of scope"]
+    assert len(doubts) == 200 and judged == sorted(judged, reverse=True)
+    page.get_by_role("button", name="Doubt").click()
+    assert page.locator("#table th[aria-sort=ascending]").inner_text() == "Doubt"
+
+    saved = {}
+    for kind in ("CSV", "JSON"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=kind).click()
+        download.value.save_as(tmp_path / kind)
+        saved[kind] = (tmp_path / kind).read_text("utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(saved["CSV"])))
+    items = json.loads(saved["JSON"])
+    assert len(rows) == len(items) == 203
+    assert {row["file"] for row in rows} == {"'" + FORMULA, *names, *(name for name, _ in broken)} - {FORMULA}
+    for row, item in zip(rows, items, strict=True):
+        assert row["file"].removeprefix("'") == item["file"]
+        if "error" in item:
+            assert (row["status"], row["error_code"]) == ("failed", item["error"]["code"])
+        else:
+            assert (row["label"], float(row["p_Tumor"])) == (item["label"], item["probabilities"]["Tumor"])
+            assert row["model_digest"] == item["model"]["digest"]
+
+    visit.check(refusals={415, 422})
+
+
+def test_the_keyboard_is_enough(open_page):
+    page = open_page().page
+    page.on("filechooser", lambda chooser: None)  # from now on none opens for real
+    focused = page.locator(":focus")
+
+    def tab_to(target: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if focused.evaluate("(element, target) => element.matches(target)", target):
+                return
+        raise AssertionError(f"{target} is not reached")
+
+    tab_to("#show-card")
+    page.keyboard.press("Enter")
+    page.locator("#card[open]:has-text('Research and teaching only')").wait_for()
+    page.keyboard.press("Escape")
+    page.locator("#show-card:focus").wait_for()
+    tab_to("#choose")
+    with page.expect_file_chooser():
+        page.keyboard.press("Enter")
+    tab_to("#samples .all")
+    page.keyboard.press("Enter")
+    wait_until_done(page, 7)
+    tab_to("#gallery [role=option]")
+    names = set()
+    page.keyboard.press("Home")
+    for _ in range(7):
+        page.locator('#gallery [aria-selected="true"]:focus').wait_for()
+        names.add(focused.get_attribute("title"))
+        page.keyboard.press("ArrowRight")
+    assert len(names) == 7
+
+    wait_for_map(page)
+    tab_to("#methods input")
+    method = focused.get_attribute("value")
+    page.keyboard.press("ArrowRight")
+    assert focused.get_attribute("value") != method
+    wait_for_map(page, focused.get_attribute("value"))
+    tab_to("#map")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    assert page.locator("#readout").inner_text().startswith("Row 2, column 2: ")
+
+
+def test_a_phone_needs_no_scrolling_sideways(open_page, tiles):
+    visit = open_page(viewport={"width": 360, "height": 740}, has_touch=True)
+    page = visit.page
+    width = "document.documentElement.scrollWidth"
+    assert page.evaluate(width) == 360
+    give(page, ("a-rather-long-name-" * 8 + ".png", tiles[0]), ("two.png", tiles[3]))
+    wait_until_done(page, 2)
+    page.locator("#gallery [role=option]").last.tap()
+    wait_for_map(page)
+    assert 0 <= page.locator("#tile").bounding_box()["y"] < 740  # the answer has come into view
+    page.locator(".facts summary").click()
+    assert page.evaluate(width) == 360
+    page.get_by_role("button", name="Table").click()
+    page.get_by_role("button", name="Model card").click()
+    assert page.evaluate(width) == 360
+    visit.check()
+
+
+def test_an_unknown_scale_can_be_given(open_page, tiles):
+    page = open_page().page
+    drop(page, ("one.png", tiles[0]), ("two.png", tiles[1]))
+    wait_until_done(page, 2)
+    assert "The scale is unknown" in page.locator("#verdict").inner_text()
+    page.locator("#tile-mpp").fill("0.495")
+    page.get_by_role("button", name="Use for this tile").click()
+    page.locator("#scale-form").wait_for(state="hidden")
+    page.locator(".facts summary").click()
+    page.get_by_text("0.495 µm per pixel, given with the request").wait_for()
+    page.locator("#gallery [aria-selected=false]").click()
+    page.locator("#tile-mpp").fill("0.5")
+    page.get_by_role("button", name="Use for all").click()
+    page.get_by_text("0.5 µm per pixel, given with the request").wait_for()
+    assert page.locator("#mpp").input_value() == "0.5"
+
+
+def test_settings_ask_for_everything_again(open_page, tiles):
+    page = open_page().page
+    drop(page, ("one.png", tiles[0]), ("two.png", tiles[1]))
+    wait_until_done(page, 2)
+    asked = count_calls(page)
+    page.locator("#coverage").select_option("0.99")
+    page.locator("#set:has-text('99 %')").wait_for()
+    page.get_by_label("Eight orientations").check()
+    page.locator("#verdict:has-text('Turned and mirrored 8 ways')").wait_for()
+    wait_until_done(page, 2)
+    calls = [call["address"] for call in page.evaluate("calls")[asked:] if call["address"].startswith("predict")]
+    assert sum("coverage=0.99" in address for address in calls) == 4 and sum("tta=true" in a for a in calls) == 2
+
+
+def test_a_pasted_image_is_asked_about(open_page, tiles):
+    page = open_page().page
+    transfer = page.evaluate_handle(MAKE_TRANSFER, [{"name": "", "data": base64.b64encode(tiles[0]).decode()}])
+    page.evaluate(
+        """(transfer) => document.dispatchEvent(
+           new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true, cancelable: true}))""",
+        transfer,
+    )
+    wait_until_done(page, 1)
+    assert page.locator("#tile-file").inner_text() == "pasted 1"
+
+
+def test_a_busy_service_is_asked_again_when_it_says(open_page, tiles):
+    with start(artifact=SHIPPED_ARTIFACT, max_queue=1, infer_threads=1, deadline_ms=4000) as process:
+        visit = open_page(process.url)
+        page = visit.page
+        drop(page, *((f"{n}.png", tiles[n % len(tiles)]) for n in range(12)))
+        page.locator("#progress-note:has-text('The service is busy: going on in')").wait_for()
+        page.get_by_role("button", name="Cancel the rest").click()
+        wait_until_done(page, 12)
+        assert "cancelled" in page.locator("#progress-text").inner_text()
+        page.get_by_role("button", name="Ask again for the rest").click()
+        page.locator("#progress-text:has-text('12 of 12 tiles answered.')").wait_for()
+
+        calls = [call for call in page.evaluate("calls") if call["address"].startswith("predict") and "end" in call]
+        refused = [call for call in calls if call["status"] == 503]
+        assert refused
+        cancelled = max(call["end"] for call in refused[:4])  # asking again by hand doesn't wait
+        for refusal in refused[4:]:
+            too_early = [
+                call
+                for call in calls
+                if max(refusal["end"], cancelled) < call["start"] < refusal["end"] + 1000 * refusal["retryAfter"] - 20
+            ]
+            assert not too_early
+        wait_for_map(page)
+        visit.check(refusals={503})
+
+
+def test_an_unreachable_service_is_asked_again(open_page, tiles):
+    page = open_page().page
+    page.context.set_offline(True)
+    drop(page, ("one.png", tiles[0]))
+    page.locator('#progress-note:has-text("The service can\'t be reached")').wait_for()
+    page.context.set_offline(False)
+    page.locator("#progress-text:has-text('1 of 1 tile answered.')").wait_for()
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab(open_page, tiles):
+    with start(artifact=SHIPPED_ARTIFACT, api_keys="sesame", max_body_mib=0.01) as process:
+        visit = open_page(process.url)
+        page = visit.page
+        page.locator("#key[open]").wait_for()
+        page.locator("#key-value").fill("wrong")
+        page.keyboard.press("Enter")
+        page.get_by_text("The service doesn't know this key.").wait_for()
+        page.locator("#key-value").fill("sesame")
+        page.keyboard.press("Enter")
+        page.locator("#key").wait_for(state="hidden")
+
+        small = encode(draw_tile(0, 5), "JPEG", quality=80)
+        drop(page, ("small.jpg", small), ("large.png", tiles[0]))
+        wait_until_done(page, 2)
+        page.locator("#gallery [data-state=failed]").click()
+        page.locator("#tile[data-state=failed]").wait_for()
+        assert "The request is too large" in page.locator("#verdict").inner_text()
+        assert not [call for call in page.evaluate("calls") if "sesame" in call["address"]]
+
+        assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+        page.reload()
+        page.locator("#knows:has-text('Tumor')").wait_for()
+        assert not page.locator("#key").is_visible()
+        page.get_by_role("button", name="Forget the key").click()
+        drop(page, ("small.jpg", small))
+        page.locator("#key[open]").wait_for()
+        page.locator("#key-value").fill("sesame")
+        page.keyboard.press("Enter")
+        page.locator("#progress-text:has-text('1 of 1 tile answered.')").wait_for()
+        visit.check(refusals={401, 413})
+
+
+def test_a_model_without_sets_or_metrics_is_shown_as_such(open_page, server, tiles):
+    visit = open_page(server.url)
+    page = visit.page
+    assert not page.locator("#coverage").is_visible()
+    drop(page, ("tile.png", tiles[0]))
+    wait_for_map(page)
+    assert "no measured sets" in page.locator("#set").inner_text()
+    page.get_by_role("button", name="Model card").click()
+    assert "Nothing was measured" in page.locator("#card").inner_text()
+    visit.check()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "title"),
+    [
+        (422, "layer_out_of_range", "There is no such layer or head"),
+        (504, "deadline_exceeded", "The answer took too long"),
+    ],
+)
+def test_a_map_that_is_refused_is_said_to_be(open_page, tiles, status, code, title):
+    """As by a network without attention: the other methods stay."""
+    visit = open_page()
+    page = visit.page
+    problem = {"status": status, "code": code, "title": title, "detail": "so it is", "request_id": "7e57"}
+    page.context.route(
+        re.compile("method=attention"),
+        lambda route: route.fulfill(status=status, content_type="application/problem+json", body=json.dumps(problem)),
+    )
+    drop(page, ("tile.png", tiles[0]))
+    wait_for_map(page)
+    page.get_by_role("radio", name="Attention").check()
+    state = page.locator(f"#map-state:has-text('{title}: so it is.')")
+    state.wait_for()
+    assert state.inner_text().endswith("(Request 7e57)")
+    page.get_by_role("radio", name="Rollout").check()
+    wait_for_map(page, "rollout")
+    assert sum("method=attention" in call["address"] for call in page.evaluate("calls")) == 1
+    visit.check(refusals={status})
+
+
+def test_methods_that_a_network_has_not_are_not_offered(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    card = httpx.get(service + "/model", timeout=PATIENCE_S).json()
+    card |= {"layers": 0, "heads": 0, "maps": {**card["maps"], "methods": ["evidence", "occlusion"]}}
+    page.context.route("**/model", lambda route: route.fulfill(json=card))
+    page.reload()
+    drop(page, ("tile.png", tiles[0]))
+    wait_for_map(page)
+    assert page.locator("#methods label:visible").all_inner_texts() == ["Evidence", "Occlusion"]
+    visit.check()
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, "Not ready"), (404, "It doesn't say whether it is ready")])
+def test_whether_the_service_is_ready_is_said(open_page, status, said):
+    page = open_page().page
+    page.locator("#health:has-text('Ready, on cpu (fp32)')").wait_for()
+    page.context.route("**/readyz", lambda route: route.fulfill(status=status, body="none of the expected"))
+    page.reload()
+    page.locator(f'#health:has-text("{said}")').wait_for()
+
+
+def test_tiff_is_drawn_where_browsers_cannot(open_page):
+    colours = draw_tile("Mucosa", 1)
+    greys = colours.mean(axis=2).astype(np.uint8)
+    page = open_page().page
+    cases: list[tuple[np.ndarray, dict[str, Any]]] = [
+        *((colours, {"compression": name}) for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")),
+        (colours, {"compression": "tiff_lzw", "tiffinfo": {317: 2}}),  # differences along the rows
+        (greys, {"compression": "tiff_lzw"}),
+        (greys.astype(np.uint16) * 257, {}),
+    ]
+    for pixels, options in cases:
+        width, height, drawn = page.evaluate(
+            """(data) => import("./static/page/tiff.js").then(async ({readTiff}) => {
+                 const image = await readTiff(Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)));
+                 const letters = Array.from(image.data, (value) => String.fromCharCode(value));
+                 return [image.width, image.height, btoa(letters.join(""))];
+               })""",
+            base64.b64encode(encode(pixels, "TIFF", **options)).decode(),
+        )
+        expected = np.asarray(Image.fromarray(greys if pixels.ndim == 2 else colours).convert("RGBA"))
+        assert (width, height) == (150, 150)
+        assert base64.b64decode(drawn) == expected.tobytes(), options
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(open_page, tiles, scheme):
+    page = open_page(color_scheme=scheme, reduced_motion="reduce").page
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js").read_text()
+    page.evaluate(axe)
+
+    def check() -> None:
+        found = page.evaluate("axe.run().then((result) => result.violations)")
+        serious = [
+            (fault["id"], [node["html"][:150] for node in fault["nodes"]])
+            for fault in found
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+
+    check()
+    give(page, ("tile.png", tiles[0]), ("debris.png", tiles[4]), ("notes.png", b"no image"))
+    wait_until_done(page, 3)
+    wait_for_map(page)
+    page.locator(".facts summary").click()
+    check()
+    page.get_by_role("button", name="Table").click()
+    page.get_by_role("button", name="notes.png").click()
+    check()
+    page.get_by_role("button", name="Model card").click()
+    check()
