@@ -1,0 +1,240 @@
+"""Open loop: requests come when they come, whether the server keeps up or not; and a loop with damaged images in it.
+
+No compiled generator that most machines have is open loop and splits latency by status, so this one is Python, with
+bytes made beforehand and a protocol of a few lines on uvloop. Its own CPU time is part of the result.
+"""
+
+import asyncio
+import itertools
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import uvloop
+
+from benchmarks.servers import Body
+
+T = TypeVar("T")
+
+PATIENCE_S = 5.0
+SEED = 5
+
+
+@dataclass(frozen=True)
+class Flood:
+    offered_per_s: float
+    seconds: float
+    sent: int
+    good: int  # 200 within PATIENCE_S
+    good_in_window: int  # of them, those that came while requests were still being sent
+    good_within_1_s: int
+    refused: int  # 429 or 503
+    failed: int  # any other status, or the connection was cut
+    unanswered: int  # nothing within PATIENCE_S
+    p50_ms: float  # of the good
+    p99_ms: float
+    refusal_p99_ms: float
+    generator_cpu_s: float
+
+    @property
+    def goodput_per_s(self) -> float:
+        return self.good_in_window / self.seconds
+
+
+@dataclass(frozen=True)
+class Mixture:
+    good_sent: int
+    good_failed: int
+    bad_sent: int
+    bad_statuses: dict[str, int]
+
+
+class Exchange(asyncio.Protocol):
+    """One connection, one request at a time; the answer is its status."""
+
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[int] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    async def ask(self, request: bytes) -> int:
+        assert self._transport is not None
+        self._received = b""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]  # uvloop's has a class of its own
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        status = read_status(self._received)
+        if status is not None and self._answer is not None and not self._answer.done():
+            self._answer.set_result(status)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError("closed before the answer"))
+
+
+def read_status(received: bytes) -> int | None:
+    """The status of a response that is there as a whole; None while some of it is missing."""
+    head, found, body = received.partition(b"\r\n\r\n")
+    if not found:
+        return None
+    lowered = head.lower()
+    if b"\r\ntransfer-encoding: chunked" in lowered:
+        is_whole = body.endswith(b"0\r\n\r\n")
+    else:
+        length = lowered.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
+        is_whole = len(body) >= int(length or 0)
+    return int(head[9:12]) if is_whole else None
+
+
+def encode_request(path: str, body: Body) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {body.content_type}\r\n"
+    return f"{head}Content-Length: {len(body.data)}\r\n\r\n".encode() + body.data
+
+
+def flood(port: int, path: str, bodies: Sequence[Body], per_s: float, seconds: float) -> Flood:
+    return _run(lambda: _flood(port, [encode_request(path, body) for body in bodies], per_s, seconds))
+
+
+def mix(port: int, path: str, good: Sequence[Body], bad: Body, connections: int, seconds: float) -> Mixture:
+    """Closed loop with one damaged image in eight."""
+    requests = [encode_request(path, body) for body in good]
+    return _run(lambda: _mix(port, requests, encode_request(path, bad), connections, seconds))
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work())
+
+
+async def _flood(port: int, requests: Sequence[bytes], per_s: float, seconds: float) -> Flood:
+    loop = asyncio.get_running_loop()
+    idle: list[Exchange] = []
+    answers: list[tuple[int, float, float]] = []  # status (0: cut, -1: none), seconds, when it came
+
+    async def ask(request: bytes, due: float) -> None:
+        exchange = None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while idle and exchange is None:
+                    exchange = idle.pop() if idle[-1].is_open else idle.pop() and None
+                if exchange is None:
+                    _, exchange = await loop.create_connection(Exchange, "127.0.0.1", port)
+                status = await exchange.ask(request)
+            idle.append(exchange)
+        except (TimeoutError, OSError) as error:
+            status = -1 if isinstance(error, TimeoutError) else 0
+            if exchange is not None:
+                exchange.close()
+        now = time.perf_counter()
+        answers.append((status, now - due, now))
+
+    cpu_before_s = cpu_seconds()
+    started = time.perf_counter()
+    tasks = set()
+    source = itertools.cycle(requests)
+    for after_s in arrivals(per_s, seconds):
+        due = started + after_s
+        while (early_s := due - time.perf_counter()) > 0:
+            await asyncio.sleep(early_s)
+        tasks.add(asyncio.create_task(ask(next(source), due)))
+    window_end = started + seconds
+    await asyncio.gather(*tasks)
+    for exchange in idle:
+        exchange.close()
+    return summarise(answers, per_s, seconds, window_end, cpu_seconds() - cpu_before_s)
+
+
+def arrivals(per_s: float, seconds: float) -> Iterator[float]:
+    """Poisson's, the same in every run."""
+    random_gaps = random.Random(SEED)
+    at = random_gaps.expovariate(per_s)
+    while at < seconds:
+        yield at
+        at += random_gaps.expovariate(per_s)
+
+
+def summarise(
+    answers: Sequence[tuple[int, float, float]], per_s: float, seconds: float, window_end: float, cpu_s: float
+) -> Flood:
+    good = [(took_s, came) for status, took_s, came in answers if status == 200]
+    refused = [took_s for status, took_s, _ in answers if status in (429, 503)]
+    took_ms = [1e3 * took_s for took_s, _ in good]
+    unanswered = sum(status == -1 for status, _, _ in answers)
+    return Flood(
+        offered_per_s=per_s,
+        seconds=seconds,
+        sent=len(answers),
+        good=len(good),
+        good_in_window=sum(came <= window_end for _, came in good),
+        good_within_1_s=sum(took_s <= 1 for took_s, _ in good),
+        refused=len(refused),
+        failed=len(answers) - len(good) - len(refused) - unanswered,
+        unanswered=unanswered,
+        p50_ms=percentile(took_ms, 50),
+        p99_ms=percentile(took_ms, 99),
+        refusal_p99_ms=percentile([1e3 * took_s for took_s in refused], 99),
+        generator_cpu_s=cpu_s,
+    )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return float(np.percentile(values, share)) if values else 0.0
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def _mix(port: int, good: Sequence[bytes], bad: bytes, connections: int, seconds: float) -> Mixture:
+    loop = asyncio.get_running_loop()
+    ends = time.perf_counter() + seconds
+    numbers = itertools.count()
+    good_statuses: Counter[int] = Counter()
+    bad_statuses: Counter[int] = Counter()
+
+    async def ask_on() -> None:
+        exchange: Exchange | None = None
+        while time.perf_counter() < ends:
+            number = next(numbers)
+            is_bad = number % 8 == 7
+            try:
+                if exchange is None or not exchange.is_open:
+                    _, exchange = await loop.create_connection(Exchange, "127.0.0.1", port)
+                async with asyncio.timeout(PATIENCE_S):
+                    status = await exchange.ask(bad if is_bad else good[number % len(good)])
+            except (TimeoutError, OSError):
+                status = 0
+                if exchange is not None:
+                    exchange.close()
+            (bad_statuses if is_bad else good_statuses)[status] += 1
+        if exchange is not None:
+            exchange.close()
+
+    await asyncio.gather(*(ask_on() for _ in range(connections)))
+    return Mixture(
+        good_sent=good_statuses.total(),
+        good_failed=good_statuses.total() - good_statuses[200],
+        bad_sent=bad_statuses.total(),
+        bad_statuses={str(status): n for status, n in sorted(bad_statuses.items())},
+    )
