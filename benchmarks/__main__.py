@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,8 @@ import typer
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.comparison import Comparison, carry_out, read_samples
-from benchmarks.load import WrkFailed
-from benchmarks.servers import ROOT, SERVERS, install, pick_servers
+from benchmarks.comparison import Comparison, carry_out, drop_disturbed, read_samples
+from benchmarks.servers import ROOT, SERVERS, VENVS, install, pick_servers
 from benchmarks.soak import soak
 from benchmarks.tiles import load_tiles
 from model.runtime import ort
@@ -39,16 +37,6 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-@cli.command("install")
-def install_peers(skip: Annotated[list[str] | None, typer.Option(help="A server to leave out.")] = None) -> None:
-    """An environment for each peer under runs/bench/venv/, with ONNX Runtime in the version that is here."""
-    with plain_errors():
-        venvs = {server.venv for server in pick_servers(set(skip or [])) if server.venv}
-        for venv in sorted(venvs):
-            out.print(f"installing {venv}")
-            install(venv, version_of_onnxruntime())
-
-
 @cli.command()
 def run(
     seconds: Annotated[float, typer.Option(help="Length of each closed loop; all other lengths follow it.")] = 5,
@@ -56,17 +44,24 @@ def run(
     skip: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(s.name for s in SERVERS)}.")] = None,
     tiles: Annotated[Path | None, typer.Option(help="A folder of pictures to send instead of drawn ones.")] = None,
     minutes: Annotated[float, typer.Option(help="Start nothing after this; the same command goes on.")] = float("inf"),
+    redo: Annotated[
+        float, typer.Option(help="Repeat earlier visits during which other programs took more cores than this.")
+    ] = float("inf"),
     results: Results = RESULTS,
 ) -> None:
     """All servers in turn, with all loads. Status 3: stopped by --minutes before all was measured."""
     with plain_errors():
         skipped = sorted(skip or [])
         servers = pick_servers(set(skipped))
-        if missing := sorted({server.venv for server in servers if server.venv and not server.is_installed}):
-            raise WrkFailed(f"{', '.join(missing)} not installed; `python -m benchmarks install` does it")
+        for venv in sorted({server.venv for server in servers if server.venv and not server.is_installed}):
+            out.print(f"installing {venv} under {VENVS}", soft_wrap=True)
+            install(venv, ort.__version__)
         comparison = Comparison(servers, skipped, seconds, rounds, tiles, results)
-        if not carry_out(comparison, 60 * minutes, lambda step: out.print(step, highlight=False)):
-            raise typer.Exit(NOT_ALL_DONE)
+        for step in drop_disturbed(results, redo):
+            out.print(f"was disturbed, again: {step}", highlight=False)
+        all_done = carry_out(comparison, 60 * minutes, lambda step: out.print(step, highlight=False))
+    if not all_done:
+        raise typer.Exit(NOT_ALL_DONE)
 
 
 @cli.command("soak")
@@ -87,10 +82,5 @@ def write_report(results: Results = RESULTS, page: Path = PAGE) -> None:
         report.write(read_samples(results), found, page)
 
 
-def version_of_onnxruntime() -> str:
-    return str(ort.__version__)
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     cli()

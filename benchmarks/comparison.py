@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import psutil
+
 from benchmarks import ceiling, growth, load, overload
 from benchmarks.servers import ARTIFACT, ROOT, Body, Running, Server, list_versions, run_server
 from benchmarks.tiles import Form, Tile, cut_short, load_tiles, mean_bytes
 from model.artifact import digest, read_manifest
+from model.pixels import decode, to_tile
 from model.session import available_cores
 
 Sample = dict[str, Any]
@@ -30,6 +35,7 @@ PNG_CONNECTIONS = 32
 MIX_CONNECTIONS = 8
 WARM_UP_S = 1
 IDLE_S = 3.0
+TOLERANCE = 0.05  # in probability; int8 is this far off at most
 OVERLOAD = 2.0  # times the server's own peak
 PEERS_PACKAGES = ["onnxruntime", "pillow", "fastapi", "uvicorn", "litserve", "mosec", "bentoml", "ray"]
 
@@ -110,11 +116,12 @@ class Comparison:
         """One start of a server: how long it takes, what it takes when idle, and all closed loops."""
         samples: list[Sample] = []
         with self.started(server) as running:
+            self.check_answer(running)
             idle_cores = running.measure_idle(IDLE_S)
             points: list[tuple[Form, int]] = [("jpeg", connections) for connections in CONNECTIONS]
             for form, connections in [*points, ("png", PNG_CONNECTIONS)]:
                 bodies = [server.wrap(tile) for tile in self.tiles[form]]
-                found, cpu_s = drive(running, bodies, connections, self.seconds)
+                found, cpu_s, other_cores = drive(running, bodies, connections, self.seconds)
                 samples.append(
                     {
                         "kind": "load",
@@ -123,6 +130,7 @@ class Comparison:
                         "connections": connections,
                         "good_per_s": found.good_per_s,
                         "cpu_ms_per_request": 1e3 * cpu_s / max(1, found.requests),
+                        "other_cores": other_cores,
                         **dataclasses.asdict(found),
                     }
                 )
@@ -130,13 +138,25 @@ class Comparison:
         peak = {"start_s": start_s, "idle_cores": idle_cores, "peak_rss_mib": running.peak_rss_bytes / 2**20}
         return [*samples, {"kind": "visit", "server": server.name, **peak}]
 
+    def check_answer(self, running: Running) -> None:
+        """A server that answers something else is not in the same race."""
+        manifest = read_manifest(self.artifact)
+        tile = self.tiles["jpeg"][0]
+        pixels = to_tile(decode(tile.data), manifest.tile_px, manifest.tile_mpp).pixels
+        session = ceiling.open_session(self.artifact / manifest.file("predict", "fp32").path, threads=1)
+        expected = session.run(["probabilities"], {"tiles": pixels[None]})[0][0]
+        answer = json.loads(running.ask(running.server.wrap(tile)).body)
+        found = (answer[0] if isinstance(answer, list) else answer)["probabilities"].values()
+        if not np.allclose(list(found), expected, atol=TOLERANCE):
+            raise ValueError(f"{running.server.title} answers {list(found)}, the graph itself {expected.tolist()}")
+
     def overwhelm(self, server: Server) -> list[Sample]:
         """Twice its own peak, open loop; then one damaged image in eight."""
         peak_per_s = find_peak(read_samples(self.results), server.name)
         bodies = [server.wrap(tile) for tile in self.tiles["jpeg"]]
         bad = server.wrap(cut_short(self.tiles["jpeg"][0]))
         with self.started(server) as running:
-            drive(running, bodies, MIX_CONNECTIONS, WARM_UP_S)
+            load.drive(running.address, bodies, MIX_CONNECTIONS, WARM_UP_S)
             mixture = overload.mix(running.port, server.path, bodies, bad, MIX_CONNECTIONS, self.seconds)
             flood = overload.flood(running.port, server.path, bodies, OVERLOAD * peak_per_s, 2 * self.seconds)
         return [
@@ -161,12 +181,29 @@ class Comparison:
         return run_server(server, self.tiles["jpeg"][0], log, self.artifact, **settings)
 
 
-def drive(running: Running, bodies: Sequence[Body], connections: int, seconds: float) -> tuple[load.Load, float]:
-    """The load, after a warm-up that doesn't count, and the CPU seconds that the server took for it."""
+def drive(running: Running, bodies: Sequence[Body], connections: int, seconds: float) -> tuple[load.Load, float, float]:
+    """The load, after a warm-up that doesn't count; the CPU seconds that the server took for it; and how many cores
+    were busy with something else meanwhile, neighbours on a virtual machine's host included.
+    """
     load.drive(running.address, bodies, connections, WARM_UP_S)
-    before = running.usage().cpu_s
+    server_s, others_s, started = running.usage().cpu_s, count_busy_s() - count_own_s(), time.monotonic()
     found = load.drive(running.address, bodies, connections, seconds)
-    return found, running.usage().cpu_s - before
+    server_s = running.usage().cpu_s - server_s
+    others_s = count_busy_s() - count_own_s() - others_s - server_s
+    return found, server_s, max(0.0, others_s / (time.monotonic() - started))
+
+
+def count_busy_s() -> float:
+    """Of all cores since the machine started."""
+    times = psutil.cpu_times()._asdict()
+    counted_twice = ("guest", "guest_nice")  # within user and nice
+    return float(sum(value for name, value in times.items() if name not in ("idle", "iowait", *counted_twice)))
+
+
+def count_own_s() -> float:
+    """Of this process and the load generators that it has waited for."""
+    own, ended = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
 
 
 def find_peak(samples: Iterable[Sample], server: str) -> float:
@@ -202,6 +239,15 @@ def carry_out(
         with comparison.results.open("a") as file:
             file.write("".join(f"{line}\n" for line in lines))  # at once: a step is there as a whole or not at all
     return True
+
+
+def drop_disturbed(results: Path, most_other_cores: float) -> list[str]:
+    """Takes the visits out of the results, to be repeated, during which something else took more than that."""
+    samples = read_samples(results)
+    dropped = sorted({one["step"] for one in samples if one.get("other_cores", 0.0) > most_other_cores})
+    if dropped:
+        results.write_text("".join(f"{json.dumps(one)}\n" for one in samples if one["step"] not in dropped))
+    return dropped
 
 
 def check_same_setup(comparison: Comparison, samples: Sequence[Sample]) -> None:

@@ -235,6 +235,7 @@ def half_way(soak: dict[str, Any]) -> float:
 
 def describe_run(samples: Sequence[Sample]) -> str:
     setup = samples[0]
+    others = spread(sample["other_cores"] for sample in pick(samples, "load"))
     skipped = ", ".join(TITLES[name] for name in setup["skipped"])
     tiles = "tiles of the user's own" if setup["own_tiles"] else "drawn tiles of 150 px"
     return (
@@ -243,7 +244,8 @@ def describe_run(samples: Sequence[Sample]) -> str:
         f"{setup['png_bytes'] / 1000:.1f} kB on average. Each closed loop {setup['seconds']:g} s after a warm-up of "
         f"{WARM_UP_S} s, "
         f"{setup['rounds']} rounds of all servers in turn; median (lowest to highest round). Python {setup['python']}; "
-        f"{describe_versions(setup)}. Left out: {skipped or 'nobody'}.\n"
+        f"{describe_versions(setup)}. Left out: {skipped or 'nobody'}. "
+        f"Something else on the machine took {others.middle:.2f} cores meanwhile (median; at most {others.high:.2f}).\n"
     )
 
 

@@ -144,6 +144,11 @@ class Usage(NamedTuple):
     rss_bytes: int
 
 
+class Answer(NamedTuple):
+    status: int  # 0 where nobody listens yet
+    body: bytes
+
+
 class Running:
     """A started server and the whole tree of its processes."""
 
@@ -188,12 +193,24 @@ class Running:
         while time.monotonic() - started_at < START_LIMIT_S:
             if self._process.poll() is not None:
                 raise RuntimeError(f"{self.server.title} ended with status {self._process.returncode}; see its log")
-            if post(self.port, self.server.path, body) == 200:
+            if self.ask(body).status == 200:
                 self.start_s = time.monotonic() - started_at
                 self._watcher.start()
                 return
             time.sleep(0.02)
         raise RuntimeError(f"{self.server.title} answered nothing in {START_LIMIT_S} s; see its log")
+
+    def ask(self, body: Body) -> Answer:
+        """Once, on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_LIMIT_S)
+        try:
+            connection.request("POST", self.server.path, body.data, {"Content-Type": body.content_type})
+            response = connection.getresponse()
+            return Answer(response.status, response.read())
+        except (OSError, http.client.HTTPException):
+            return Answer(0, b"")
+        finally:
+            connection.close()
 
     def stop(self) -> None:
         self._ended.set()
@@ -216,20 +233,6 @@ class Running:
     def _watch(self) -> None:
         while not self._ended.wait(WATCH_EVERY_S):
             self.usage()
-
-
-def post(port: int, path: str, body: Body) -> int | None:
-    """The status, or None where nobody listens yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request("POST", path, body.data, {"Content-Type": body.content_type})
-        response = connection.getresponse()
-        response.read()
-        return response.status
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
 
 
 @contextmanager

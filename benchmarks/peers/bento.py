@@ -15,7 +15,7 @@ class Tissue:
     def __init__(self) -> None:
         self.session = ort.InferenceSession(MODEL)
 
-    @bentoml.api(batchable=True, max_batch_size=8, max_latency_ms=1000)
+    @bentoml.api(batchable=True, max_batch_size=8)
     def predict(self, image: list[Image]) -> list[dict[str, Any]]:
         tiles = np.stack([to_tile(one) for one in image])
         (probabilities,) = self.session.run(["probabilities"], {"tiles": tiles})
