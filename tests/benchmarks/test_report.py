@@ -30,7 +30,8 @@ def make_samples() -> list[Sample]:
                 samples.append(
                     {
                         "step": "visit", "kind": "load", "server": name, "form": form, "connections": connections,
-                        "good_per_s": per_s + off, "cpu_ms_per_request": 8.0, "other_cores": 0.01, "p50_ms": 4.0, "p95_ms": 6.0,
+                        "good_per_s": per_s + off, "cpu_ms_per_request": 8.0, "other_cores": 0.01,
+                        "p50_ms": 4.0, "p95_ms": 6.0,
                         "p99_ms": 1000 / per_s, "bad_status": 1, "broken": 0, "timed_out": 0,
                     }
                 )  # fmt: skip
