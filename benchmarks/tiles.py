@@ -38,7 +38,12 @@ def read_images(folder: Path) -> list[Image.Image]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)[:COUNT]
     if not paths:
         raise ValueError(f"{folder} holds no picture; expected files that end in {', '.join(sorted(PICTURES))}")
-    return [Image.open(path).convert("RGB") for path in paths]
+    return [read_image(path) for path in paths]
+
+
+def read_image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def encode(image: Image.Image, form: Form) -> Tile:

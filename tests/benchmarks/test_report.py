@@ -116,7 +116,8 @@ def test_the_page_gets_tables_and_pictures_between_its_marks(samples, tmp_path):
     assert "old" not in text and "| **tissue** | 225 (215 to 245) = 0.90 |" in text
     for name in ("speed", "latency", "growth"):
         assert f"images/benchmark-{name}.png" in text
-        assert Image.open(tmp_path / "images" / f"benchmark-{name}.png").size[0] > 600
+        with Image.open(tmp_path / "images" / f"benchmark-{name}.png") as picture:
+            assert picture.width > 600
     write(samples, None, page)
     assert page.read_text() == text
 
