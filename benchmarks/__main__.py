@@ -45,7 +45,7 @@ def run(
     tiles: Annotated[Path | None, typer.Option(help="A folder of pictures to send instead of drawn ones.")] = None,
     minutes: Annotated[float, typer.Option(help="Start nothing after this; the same command goes on.")] = float("inf"),
     redo: Annotated[
-        float, typer.Option(help="Repeat earlier visits during which other programs took more cores than this.")
+        float, typer.Option(help="Repeat earlier steps during which other programs took more cores than this.")
     ] = float("inf"),
     results: Results = RESULTS,
 ) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -28,6 +28,7 @@ from model.artifact import digest, read_manifest
 from model.pixels import decode, to_tile
 from model.session import available_cores
 
+T = TypeVar("T")
 Sample = dict[str, Any]
 
 CONNECTIONS = (1, 8, 32, 100)
@@ -106,11 +107,12 @@ class Comparison:
     def measure_ceiling(self, precision: str, number: int) -> list[Sample]:
         manifest = read_manifest(self.artifact)
         graph = self.artifact / manifest.file("predict", "int8" if precision == "int8" else "fp32").path
-        found = ceiling.measure(
-            graph, self.tiles["jpeg"], manifest.tile_px, manifest.tile_mpp, available_cores(), self.seconds / 4
+        tiles, cores, seconds = self.tiles["jpeg"], available_cores(), self.seconds / 4
+        found, _, other_cores = watch(
+            lambda: ceiling.measure(graph, tiles, manifest.tile_px, manifest.tile_mpp, cores, seconds)
         )
-        best = found.best_per_s
-        return [{"kind": "ceiling", "precision": precision, "best_per_s": best, **dataclasses.asdict(found)}]
+        figures = {"best_per_s": found.best_per_s, "other_cores": other_cores}
+        return [{"kind": "ceiling", "precision": precision, **figures, **dataclasses.asdict(found)}]
 
     def visit(self, server: Server, number: int) -> list[Sample]:
         """One start of a server: how long it takes, what it takes when idle, and all closed loops."""
@@ -158,7 +160,10 @@ class Comparison:
         with self.started(server) as running:
             load.drive(running.address, bodies, MIX_CONNECTIONS, WARM_UP_S)
             mixture = overload.mix(running.port, server.path, bodies, bad, MIX_CONNECTIONS, self.seconds)
-            flood = overload.flood(running.port, server.path, bodies, OVERLOAD * peak_per_s, 2 * self.seconds)
+            flood, _, other_cores = watch(
+                lambda: overload.flood(running.port, server.path, bodies, OVERLOAD * peak_per_s, 2 * self.seconds),
+                lambda: running.usage().cpu_s,
+            )
         return [
             {"kind": "mixture", "server": server.name, **dataclasses.asdict(mixture)},
             {
@@ -166,6 +171,7 @@ class Comparison:
                 "server": server.name,
                 "peak_per_s": peak_per_s,
                 "goodput_per_s": flood.goodput_per_s,
+                "other_cores": other_cores,
                 **dataclasses.asdict(flood),
             },
         ]
@@ -182,13 +188,18 @@ class Comparison:
 
 
 def drive(running: Running, bodies: Sequence[Body], connections: int, seconds: float) -> tuple[load.Load, float, float]:
-    """The load, after a warm-up that doesn't count; the CPU seconds that the server took for it; and how many cores
-    were busy with something else meanwhile, neighbours on a virtual machine's host included.
-    """
+    """After a warm-up that doesn't count. What `watch` gives."""
     load.drive(running.address, bodies, connections, WARM_UP_S)
-    server_s, others_s, started = running.usage().cpu_s, count_busy_s() - count_own_s(), time.monotonic()
-    found = load.drive(running.address, bodies, connections, seconds)
-    server_s = running.usage().cpu_s - server_s
+    return watch(lambda: load.drive(running.address, bodies, connections, seconds), lambda: running.usage().cpu_s)
+
+
+def watch(work: Callable[[], T], count_server_s: Callable[[], float] = lambda: 0.0) -> tuple[T, float, float]:
+    """What `work` returns, the CPU seconds that the server took for it, and how many cores were busy with something
+    else meanwhile, neighbours on a virtual machine's host included.
+    """
+    server_s, others_s, started = count_server_s(), count_busy_s() - count_own_s(), time.monotonic()
+    found = work()
+    server_s = count_server_s() - server_s
     others_s = count_busy_s() - count_own_s() - others_s - server_s
     return found, server_s, max(0.0, others_s / (time.monotonic() - started))
 
@@ -242,7 +253,7 @@ def carry_out(
 
 
 def drop_disturbed(results: Path, most_other_cores: float) -> list[str]:
-    """Takes the visits out of the results, to be repeated, during which something else took more than that."""
+    """Takes the steps out of the results, to be repeated, during which something else took more than that."""
     samples = read_samples(results)
     dropped = sorted({one["step"] for one in samples if one.get("other_cores", 0.0) > most_other_cores})
     if dropped:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import uvloop
@@ -78,8 +78,7 @@ class Exchange(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
-        self._transport = transport  # type: ignore[assignment]  # uvloop's has a class of its own
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has a class of its own
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -132,11 +131,9 @@ async def _flood(port: int, requests: Sequence[bytes], per_s: float, seconds: fl
     answers: list[tuple[int, float, float]] = []  # status (0: cut, -1: none), seconds, when it came
 
     async def ask(request: bytes, due: float) -> None:
-        exchange = None
+        exchange = take_open(idle)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while idle and exchange is None:
-                    exchange = idle.pop() if idle[-1].is_open else idle.pop() and None
                 if exchange is None:
                     _, exchange = await loop.create_connection(Exchange, "127.0.0.1", port)
                 status = await exchange.ask(request)
@@ -162,6 +159,15 @@ async def _flood(port: int, requests: Sequence[bytes], per_s: float, seconds: fl
     for exchange in idle:
         exchange.close()
     return summarise(answers, per_s, seconds, window_end, cpu_seconds() - cpu_before_s)
+
+
+def take_open(idle: list[Exchange]) -> Exchange | None:
+    """The connection used last, or nobody's where the server has closed all."""
+    while idle:
+        exchange = idle.pop()
+        if exchange.is_open:
+            return exchange
+    return None
 
 
 def arrivals(per_s: float, seconds: float) -> Iterator[float]:
