@@ -1,4 +1,4 @@
-"""Ray Serve: raw bodies, batches of up to 8."""
+"""Ray Serve: raw bodies, batches of up to 8 in one replica."""
 
 import os
 from typing import Any
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from benchmarks.peers.tile import MODEL, describe, read_tile
 
 
-@serve.deployment
+@serve.deployment(max_ongoing_requests=256)  # with its default of 5 no batch would fill
 class Tissue:
     def __init__(self) -> None:
         self.session = ort.InferenceSession(MODEL)
