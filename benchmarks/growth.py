@@ -37,7 +37,7 @@ def by_connections(start: Starter, tiles: Sequence[Tile], seconds: float) -> lis
 
 def by_queue(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
     """As many requests in hand as there are connections, none refused. Ascending: the peak so far is each one's."""
-    with start(TISSUE_MAX_QUEUE="100000", TISSUE_DEADLINE_MS="60000") as running:
+    with start(TISSUE_MAX_QUEUE="65536", TISSUE_DEADLINE_MS="60000") as running:
         bodies = wrap(tiles)
         return [describe_peak(running, bodies, n, seconds, waiting=n) for n in QUEUES]
 

@@ -5,6 +5,7 @@ bytes made beforehand and a protocol of a few lines on uvloop. Its own CPU time 
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 import resource
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 PATIENCE_S = 5.0
 SEED = 5
+REFUSALS = (429, 503)
+CUT, UNANSWERED = 0, -1  # in place of a status
+NAMES = {CUT: "cut", UNANSWERED: "unanswered"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,7 @@ class Flood:
     good_in_window: int  # of them, those that came while requests were still being sent
     good_within_1_s: int
     refused: int  # 429 or 503
-    failed: int  # any other status, or the connection was cut
-    unanswered: int  # nothing within PATIENCE_S
+    others: dict[str, int]  # how often other statuses, `cut` or `unanswered` within PATIENCE_S
     p50_ms: float  # of the good
     p99_ms: float
     refusal_p99_ms: float
@@ -71,7 +74,11 @@ class Exchange(asyncio.Protocol):
         self._received = b""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await self._answer
+        try:
+            return await self._answer
+        except BaseException:  # it was cut, or nobody waits any more: what comes late must not answer the next
+            self.close()
+            raise
 
     def close(self) -> None:
         if self._transport is not None:
@@ -126,22 +133,18 @@ def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 async def _flood(port: int, requests: Sequence[bytes], per_s: float, seconds: float) -> Flood:
-    loop = asyncio.get_running_loop()
     idle: list[Exchange] = []
-    answers: list[tuple[int, float, float]] = []  # status (0: cut, -1: none), seconds, when it came
+    answers: list[tuple[int, float, float]] = []  # status, seconds, when it came
 
     async def ask(request: bytes, due: float) -> None:
-        exchange = take_open(idle)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                if exchange is None:
-                    _, exchange = await loop.create_connection(Exchange, "127.0.0.1", port)
-                status = await exchange.ask(request)
+                status, exchange = await ask_on(take_open(idle), port, request)
             idle.append(exchange)
-        except (TimeoutError, OSError) as error:
-            status = -1 if isinstance(error, TimeoutError) else 0
-            if exchange is not None:
-                exchange.close()
+        except TimeoutError:
+            status = UNANSWERED
+        except OSError:
+            status = CUT
         now = time.perf_counter()
         answers.append((status, now - due, now))
 
@@ -159,6 +162,17 @@ async def _flood(port: int, requests: Sequence[bytes], per_s: float, seconds: fl
     for exchange in idle:
         exchange.close()
     return summarise(answers, per_s, seconds, window_end, cpu_seconds() - cpu_before_s)
+
+
+async def ask_on(exchange: Exchange | None, port: int, request: bytes) -> tuple[int, Exchange]:
+    """On an open connection or a new one. A server may close an idle one while a request is on its way, as some do
+    after an error; clients then ask again.
+    """
+    if exchange is not None:
+        with contextlib.suppress(OSError):
+            return await exchange.ask(request), exchange
+    _, fresh = await asyncio.get_running_loop().create_connection(Exchange, "127.0.0.1", port)
+    return await fresh.ask(request), fresh
 
 
 def take_open(idle: list[Exchange]) -> Exchange | None:
@@ -183,9 +197,9 @@ def summarise(
     answers: Sequence[tuple[int, float, float]], per_s: float, seconds: float, window_end: float, cpu_s: float
 ) -> Flood:
     good = [(took_s, came) for status, took_s, came in answers if status == 200]
-    refused = [took_s for status, took_s, _ in answers if status in (429, 503)]
+    refused = [took_s for status, took_s, _ in answers if status in REFUSALS]
     took_ms = [1e3 * took_s for took_s, _ in good]
-    unanswered = sum(status == -1 for status, _, _ in answers)
+    others = Counter(NAMES.get(status, str(status)) for status, _, _ in answers if status not in (200, *REFUSALS))
     return Flood(
         offered_per_s=per_s,
         seconds=seconds,
@@ -194,8 +208,7 @@ def summarise(
         good_in_window=sum(came <= window_end for _, came in good),
         good_within_1_s=sum(took_s <= 1 for took_s, _ in good),
         refused=len(refused),
-        failed=len(answers) - len(good) - len(refused) - unanswered,
-        unanswered=unanswered,
+        others=dict(sorted(others.items())),
         p50_ms=percentile(took_ms, 50),
         p99_ms=percentile(took_ms, 99),
         refusal_p99_ms=percentile([1e3 * took_s for took_s in refused], 99),
@@ -213,31 +226,27 @@ def cpu_seconds() -> float:
 
 
 async def _mix(port: int, good: Sequence[bytes], bad: bytes, connections: int, seconds: float) -> Mixture:
-    loop = asyncio.get_running_loop()
     ends = time.perf_counter() + seconds
     numbers = itertools.count()
     good_statuses: Counter[int] = Counter()
     bad_statuses: Counter[int] = Counter()
 
-    async def ask_on() -> None:
+    async def keep_asking() -> None:
         exchange: Exchange | None = None
         while time.perf_counter() < ends:
             number = next(numbers)
             is_bad = number % 8 == 7
+            request = bad if is_bad else good[number % len(good)]
             try:
-                if exchange is None or not exchange.is_open:
-                    _, exchange = await loop.create_connection(Exchange, "127.0.0.1", port)
                 async with asyncio.timeout(PATIENCE_S):
-                    status = await exchange.ask(bad if is_bad else good[number % len(good)])
+                    status, exchange = await ask_on(exchange, port, request)
             except (TimeoutError, OSError):
-                status = 0
-                if exchange is not None:
-                    exchange.close()
+                status, exchange = CUT, None
             (bad_statuses if is_bad else good_statuses)[status] += 1
         if exchange is not None:
             exchange.close()
 
-    await asyncio.gather(*(ask_on() for _ in range(connections)))
+    await asyncio.gather(*(keep_asking() for _ in range(connections)))
     return Mixture(
         good_sent=good_statuses.total(),
         good_failed=good_statuses.total() - good_statuses[200],

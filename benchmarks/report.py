@@ -144,15 +144,10 @@ def table_of_cost(samples: Sequence[Sample]) -> str:
 
 def table_of_overload(samples: Sequence[Sample]) -> str:
     def row(one: Sample) -> list[str]:
-        others = [
-            f"{one[what] / one['sent']:.0%} {words}"
-            for what, words in (
-                ("refused", f"refused in {format_ms(one['refusal_p99_ms'])} ms (p99)"),
-                ("failed", "failed"),
-                ("unanswered", f"no answer in {PATIENCE_S:g} s"),
-            )
-            if one[what]
-        ]
+        others = [f"{n / one['sent']:.0%} {name_other(status)}" for status, n in one["others"].items()]
+        if one["refused"]:
+            words = f"{one['refused'] / one['sent']:.0%} refused in {format_ms(one['refusal_p99_ms'])} ms (p99)"
+            others.insert(0, words)
         return [
             name_of(one["server"]),
             f"{one['offered_per_s']:.0f}",
@@ -168,6 +163,11 @@ def table_of_overload(samples: Sequence[Sample]) -> str:
         "p99 of the answered, ms", "the rest", "generator, of one core",
     ]  # fmt: skip
     return table(header, (row(one) for name in TITLES for one in pick(samples, "flood", server=name)))
+
+
+def name_other(status: str) -> str:
+    names = {"unanswered": f"without an answer in {PATIENCE_S:g} s", "cut": "cut off"}
+    return names.get(status, f"answered {status}")
 
 
 def table_of_mixture(samples: Sequence[Sample]) -> str:
