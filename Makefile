@@ -28,6 +28,14 @@ check: .venv/test.stamp
 train: .venv/test.stamp
 	$(BIN)/tissue-train fit configs/smoke.toml
 
+# Compare the service with what else one could pick; needs wrk.
+# Stopped halfway, the same command goes on. Less: make bench BENCH='--seconds 2 --rounds 1 --skip ray'
+BENCH ?=
+.PHONY: bench
+bench: .venv/test.stamp
+	$(BIN)/python -m benchmarks run $(BENCH)
+	$(BIN)/python -m benchmarks report
+
 # Build the container image with the engine that is here, and ask it for everything once: make image TARGET=gpu
 TARGET ?= cpu
 .PHONY: image

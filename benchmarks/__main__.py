@@ -1,0 +1,86 @@
+"""`python -m benchmarks` measures this service and its peers; `make bench` also writes docs/benchmarks.md."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.comparison import Comparison, carry_out, drop_disturbed, read_samples
+from benchmarks.servers import ROOT, SERVERS, VENVS, install, pick_servers
+from benchmarks.soak import soak
+from benchmarks.tiles import load_tiles
+from model.runtime import ort
+
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
+SOAK_RESULTS = ROOT / "benchmarks" / "results" / "soak.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+NOT_ALL_DONE = 3
+
+cli = typer.Typer(help="Measure this service and what else one could pick.", no_args_is_help=True, add_completion=False)
+out, err = Console(), Console(stderr=True)
+
+Results = Annotated[Path, typer.Option(help="JSON lines; a run that was stopped goes on from them.")]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        err.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@cli.command()
+def run(
+    seconds: Annotated[float, typer.Option(help="Length of each closed loop; all other lengths follow it.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    skip: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(s.name for s in SERVERS)}.")] = None,
+    tiles: Annotated[Path | None, typer.Option(help="A folder of pictures to send instead of drawn ones.")] = None,
+    minutes: Annotated[float, typer.Option(help="Start nothing after this; the same command goes on.")] = float("inf"),
+    redo: Annotated[
+        float, typer.Option(help="Repeat earlier steps during which other programs took more cores than this.")
+    ] = float("inf"),
+    results: Results = RESULTS,
+) -> None:
+    """All servers in turn, with all loads. Status 3: stopped by --minutes before all was measured."""
+    with plain_errors():
+        skipped = sorted(skip or [])
+        servers = pick_servers(set(skipped))
+        for venv in sorted({server.venv for server in servers if server.venv and not server.is_installed}):
+            out.print(f"installing {venv} under {VENVS}", soft_wrap=True)
+            install(venv, ort.__version__)
+        comparison = Comparison(servers, skipped, seconds, rounds, tiles, results)
+        for step in drop_disturbed(results, redo):
+            out.print(f"was disturbed, again: {step}", highlight=False)
+        all_done = carry_out(comparison, 60 * minutes, lambda step: out.print(step, highlight=False))
+    if not all_done:
+        raise typer.Exit(NOT_ALL_DONE)
+
+
+@cli.command("soak")
+def run_soak(requests: int = 100_000, results: Path = SOAK_RESULTS) -> None:
+    """Many requests at this service: does its memory grow?"""
+    with plain_errors():
+        found = soak(SERVERS[0], load_tiles("jpeg"), ROOT / "runs" / "bench" / "log" / "soak.log", requests)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(dataclasses.asdict(found)) + "\n")
+        out.print(f"{found.second_half_growth_mib:+.1f} MiB over the last half, peak {found.peak_rss_mib:.0f} MiB")
+
+
+@cli.command("report")
+def write_report(results: Results = RESULTS, page: Path = PAGE) -> None:
+    """Tables and pictures from the results, into docs/."""
+    with plain_errors():
+        found = json.loads(SOAK_RESULTS.read_text()) if SOAK_RESULTS.exists() else None
+        report.write(read_samples(results), found, page)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,96 @@
+"""How the cost of our own service grows: with connections, with the queue, with the size of images, with workers."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import load
+from benchmarks.servers import Body, Running
+from benchmarks.tiles import Tile, encode
+
+Start = AbstractContextManager[Running]
+
+
+class Starter(Protocol):
+    def __call__(self, **settings: str) -> Start: ...
+
+
+Measure = Callable[[Starter, Sequence[Tile], float], list[dict[str, Any]]]
+
+CONNECTIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+QUEUES = (1, 32, 128, 512, 1024)
+SIDES_PX = (150, 500, 1000, 2000, 4000, 7000)
+WORKERS = (1, 2, 4)
+CROWD = 32
+
+
+def by_connections(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
+    with start() as running:
+        bodies = wrap(tiles)
+        load.drive(running.address, bodies, CROWD, 1)
+        return [describe(load.drive(running.address, bodies, n, seconds), connections=n) for n in CONNECTIONS]
+
+
+def by_queue(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
+    """As many requests in hand as there are connections, none refused. Ascending: the peak so far is each one's."""
+    with start(TISSUE_MAX_QUEUE="65536", TISSUE_DEADLINE_MS="60000") as running:
+        bodies = wrap(tiles)
+        return [describe_peak(running, bodies, n, seconds, waiting=n) for n in QUEUES]
+
+
+def by_image_size(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
+    with start() as running:
+        found = []
+        for side_px in SIDES_PX:
+            body = wrap([draw_field(side_px)])
+            found.append(describe_peak(running, body, 8, seconds, side_px=side_px, body_bytes=len(body[0].data)))
+        return found
+
+
+def by_workers(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
+    found = []
+    for workers in WORKERS:
+        with start(TISSUE_WORKERS=str(workers)) as running:
+            load.drive(running.address, wrap(tiles), CROWD, 1)
+            found.append(describe_peak(running, wrap(tiles), CROWD, seconds, workers=workers))
+    return found
+
+
+MEASURES: dict[str, Measure] = {
+    "connections": by_connections,
+    "queue": by_queue,
+    "image size": by_image_size,
+    "workers": by_workers,
+}
+
+
+def wrap(tiles: Sequence[Tile]) -> list[Body]:
+    return [Body(tile.content_type, tile.data) for tile in tiles]
+
+
+def draw_field(side_px: int) -> Tile:
+    """Smooth noise with the file size of a scan; drawing real structures at this size would take minutes."""
+    coarse = np.random.default_rng(0).integers(120, 255, (side_px // 5, side_px // 5, 3), np.uint8)
+    return encode(Image.fromarray(coarse).resize((side_px, side_px), Image.Resampling.BICUBIC), "jpeg")
+
+
+def describe_peak(
+    running: Running, bodies: Sequence[Body], connections: int, seconds: float, **point: Any
+) -> dict[str, Any]:
+    found = load.drive(running.address, bodies, connections, seconds)
+    running.usage()
+    return describe(found, peak_rss_mib=running.peak_rss_bytes / 2**20, **point)
+
+
+def describe(found: load.Load, **point: Any) -> dict[str, Any]:
+    figures = {"good_per_s": found.good_per_s, "p50_ms": found.p50_ms, "p99_ms": found.p99_ms, "errors": found.errors}
+    return {"kind": "growth", **point, **figures}
+
+
+def points(samples: Sequence[dict[str, Any]], measure: str, *columns: str) -> list[tuple[float, ...]]:
+    chosen = itertools.filterfalse(lambda sample: sample["step"] != f"growth {measure}", samples)
+    return [tuple(sample[column] for column in columns) for sample in chosen]
