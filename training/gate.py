@@ -23,7 +23,7 @@ Tiles = NDArray[np.uint8]
 
 SHARE_OK = 0.96  # of the held-out tiles; above the 0.9 that is promised, since limits let fewer new tiles through
 # Other laboratories' stains, on which no network was asked. Each stain stronger or weaker by half: less, and glands of
-# another collection are refused wholesale; more, and other stains pass (docs/decisions/0004-the-gate.md).
+# another collection are refused wholesale; more, and other stains pass (docs/decisions/0005-the-gate.md).
 STAIN, LIGHT = 0.5, 0.1
 MOST_COPIES, MOST_TILES = 8, 4000  # restained copies of a tile; tiles and copies together
 PALETTE_MASS = 0.999  # of the pixels lie in the palette, the commonest colours first
