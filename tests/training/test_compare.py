@@ -56,7 +56,8 @@ def test_a_comparison_goes_on_and_ends_in_a_table(config, tmp_path):
     assert not killed.exists()
     assert re.search(r"\| ResNet \| 0\.\d+ [^|]+ \| 0\.\d+ [^|]+ \| not finished \|", page.read_text())
     others = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("logits.npy")}
-    run_folds(config, enter(config, tmp_path / "runs"), read_tiles(enter(config, tmp_path)[0].config), told.append)
+    entrants = enter(config, tmp_path / "runs" / "c")
+    run_folds(config, entrants, read_tiles(entrants[0].config), told.append)
     np.testing.assert_array_equal(np.load(killed), before)
     assert all(path.stat().st_mtime_ns == written for path, written in others.items())
 

@@ -11,8 +11,8 @@ from model.vit import ViT, ViTConfig
 from training import export as exporting
 from training.config import Card
 from training.export import ParityFailed, check_parity, export, write_graphs
-from training.findings import unmeasured
-from training.fit import read_tiles
+from training.findings import remember, unmeasured
+from training.fit import read, read_tiles
 from training.run import complete
 
 
@@ -27,6 +27,11 @@ def vit():
     vit = ViT(ViTConfig(width=32, layers=2, heads=2, pool="both"), 3).eval()
     torch.nn.init.normal_(vit.head.weight)
     return vit
+
+
+@pytest.fixture(scope="module")
+def findings(vit, tiles):
+    return remember(unmeasured(tiles), tiles, read(vit, tiles.tiles)[1])
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +77,21 @@ def test_graphs_of_another_network_do_not_pass(vit, graphs, tiles):
         check_parity(other, 1.0, tiles.tiles, graphs)
 
 
-def test_nothing_is_written_and_nothing_replaced_when_parity_fails(vit, tiles, tmp_path, monkeypatch):
+def test_nothing_is_written_and_nothing_replaced_when_parity_fails(vit, tiles, findings, tmp_path, monkeypatch):
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "precious").write_text("kept")
     monkeypatch.setattr(exporting, "LOGIT_TOLERANCE", -1.0)
     card = complete(Card(), tiles.classes)
     with pytest.raises(ParityFailed, match="nothing was written"):
-        export(vit, "x", card, unmeasured(tiles), 0.495, tiles.tiles, tmp_path / "artifact")
+        export(vit, "x", card, findings, 0.495, tiles.tiles, tmp_path / "artifact")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["precious"]
 
 
-def test_an_artefact_that_was_there_is_replaced_whole(vit, tiles, tmp_path):
+def test_an_artefact_that_was_there_is_replaced_whole(vit, tiles, findings, tmp_path):
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "stale.onnx").write_text("old")
     card = complete(Card(int8=False), tiles.classes)
-    manifest = export(vit, "x", card, unmeasured(tiles), 0.495, tiles.tiles, tmp_path / "artifact")
+    manifest = export(vit, "x", card, findings, 0.495, tiles.tiles, tmp_path / "artifact")
     assert not (tmp_path / "artifact" / "stale.onnx").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
     assert read_manifest(tmp_path / "artifact") == manifest
