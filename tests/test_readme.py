@@ -135,13 +135,17 @@ def test_the_answer_shown_is_the_one_that_comes(address, folder):
 
 def test_the_python_example_runs(address, folder):
     (example,) = blocks("python")
-    shown = run(shlex.join([sys.executable, "-c", example.replace(ADDRESS, address)]), folder)
-    assert re.match(r"Tumor 0\.719", shown)
+    label, confidence = run(shlex.join([sys.executable, "-c", example.replace(ADDRESS, address)]), folder).split()
+    assert label == json.loads(blocks("json")[0])["label"]
+    assert float(confidence) == pytest.approx(json.loads(blocks("json")[0])["confidence"], abs=2e-3)
 
 
 def test_a_picture_is_answered_without_a_server(folder):
     predict, attention, doctor = starting_with("tissue predict", "tissue attention", "tissue doctor")
-    assert re.search(r"tile\.png +Tumor +0\.719 +ok", run(predict, folder))
+    expected = json.loads(blocks("json")[0])
+    row = re.search(r"tile\.png +(\w+) +(0\.\d+) +(\w+)", run(predict, folder))
+    assert row and (row[1], row[3]) == (expected["label"], expected["verdict"])
+    assert float(row[2]) == pytest.approx(expected["confidence"], abs=2e-3)
     run(attention, folder)
     assert look_the_same(folder / "overlay.png", ROOT / "docs" / "images" / "overlay.png")
     assert "answered as expected" in run(doctor, folder)
