@@ -179,6 +179,7 @@ class Server(uvicorn.Server):
         self._drain_s = drain_s
         self._obeys_ctrl_c = obeys_ctrl_c
         self._closes_at = math.inf
+        self._signal: signal.Signals | None = None  # that came and was not yet logged
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -188,18 +189,19 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGINT and not self._obeys_ctrl_c:
             return
+        # Nothing is logged in here: the signal may have come in the middle of another line, and a stream that is being
+        # written to fails if it is written to once more.
         if self._closes_at < math.inf:
-            try:
-                log.warning("stopped at once by a second signal")
-            finally:  # it fails where the first signal's line is still being written
-                os._exit(1)  # threads in a model call or a decoder would keep the process for as long as they take
-        # First of all, since the second signal may come while the first is still dealt with. Nobody balances load
-        # onto a terminal, so Ctrl-C need not wait.
+            os._exit(1)  # threads in a model call or a decoder would keep the process for as long as they take
+        # Nobody balances load onto a terminal, so Ctrl-C need not wait.
         self._closes_at = time.monotonic() + (0 if sig == signal.SIGINT else self._drain_s)
         self._service.batcher.refuse()
-        log.info("stopping", extra={"signal": signal.Signals(sig).name})
+        self._signal = signal.Signals(sig)
 
     async def on_tick(self, counter: int) -> bool:
+        if self._signal is not None:
+            log.info("stopping", extra={"signal": self._signal.name})
+            self._signal = None
         self.should_exit = self.should_exit or time.monotonic() >= self._closes_at
         return await super().on_tick(counter)
 

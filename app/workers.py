@@ -59,8 +59,7 @@ class Family:
                 self._bury(worker)
 
     def stop(self, sig: int, frame: FrameType | None) -> None:
-        if self._stopping:
-            log.warning("stopped at once by a second signal")
+        if self._stopping:  # nothing is logged here: the signal may have come in the middle of another line
             for worker in self._workers:
                 worker.kill()
             os._exit(1)

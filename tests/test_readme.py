@@ -169,7 +169,13 @@ def test_the_way_from_ones_own_tiles_to_a_service(folder):
 @pytest.mark.parametrize("command", starting_with("make"))
 def test_each_make_ends_with_the_command_it_is_for(command, folder):
     last = {"serve": "tissue serve", "test": "pytest", "train": "tissue-train fit configs/smoke.toml"}
-    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*shlex.split(command), "--dry-run", "--no-print-directory"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.splitlines()[-1] == f".venv/bin/{last[command.split()[1]]}"
 
 

@@ -182,7 +182,8 @@ def test_a_second_signal_ends_at_once(tiny_artifact):
         assert process.wait() == 1
 
 
-SERVE_WITH_A_SECOND_SIGNAL = """
+# Sends itself a signal in the middle of writing a line.
+SERVE_AND_SIGNAL = """
 import io, os, signal, sys
 from app.main import serve
 from app.settings import Settings
@@ -192,7 +193,7 @@ class Stderr(io.RawIOBase):
         return True
 
     def write(self, line):
-        if b"stopping" in bytes(line):
+        if b"EVENT" in bytes(line):
             signal.raise_signal(signal.SIGTERM)
         return os.write(2, line)
 
@@ -202,10 +203,17 @@ serve(Settings())
 
 
 def test_a_second_signal_ends_at_once_while_the_first_is_being_logged(tiny_artifact, monkeypatch):
-    monkeypatch.setattr(conftest, "SERVE", SERVE_WITH_A_SECOND_SIGNAL)
+    monkeypatch.setattr(conftest, "SERVE", SERVE_AND_SIGNAL.replace("EVENT", "stopping"))
     with start(artifact=tiny_artifact, drain_ms=60_000) as process:
         process.send(signal.SIGTERM)
         assert process.wait() == 1
+
+
+def test_a_signal_amid_a_log_line_ends_in_order(tiny_artifact, monkeypatch):
+    monkeypatch.setattr(conftest, "SERVE", SERVE_AND_SIGNAL.replace("EVENT", "ready"))
+    with start(artifact=tiny_artifact, drain_ms=0) as process:
+        assert process.wait() == 0
+        assert process.find("stopping")
 
 
 def test_a_damaged_artefact_is_refused(tiny_artifact, tmp_path):
