@@ -85,6 +85,7 @@ def serve(command: str, folder: Path) -> dict[str, str]:
     with process:
         events = [json.loads(line) for _, line in zip(range(2), process.stderr, strict=False)]
         process.send_signal(signal.SIGTERM)
+        process.stderr.read()  # to its end: a service whose log nobody takes any more does not end well
     assert process.returncode == 0
     assert [event["event"] for event in events] == ["starting", "ready"]
     ready: dict[str, str] = events[1]
