@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -509,6 +510,27 @@ def test_tiff_is_drawn_where_browsers_cannot(open_page):
         expected = np.asarray(Image.fromarray(greys if pixels.ndim == 2 else colours).convert("RGBA"))
         assert (width, height) == (150, 150)
         assert base64.b64decode(drawn) == expected.tobytes(), options
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {277: 1, 322: 2**31, 323: 2**31, 324: 8, 325: 8},  # one tile of 2 ** 62 pixels
+        {277: 65535, 278: 32, 273: 8, 279: 8},  # pixels of so many samples
+        {277: 1, 278: 0, 273: 8, 279: 8},  # strips without rows
+    ],
+)
+def test_a_tiff_with_absurd_sizes_does_not_stall_the_page(open_page, entries):
+    tags = {256: 32, 257: 32, 258: 8, 259: 1, 262: 1, 317: 2} | entries
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(64)
+    refusal = open_page().page.evaluate(
+        """(data) => import("./static/page/tiff.js").then(({readTiff}) =>
+             readTiff(Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)))
+           ).then(() => "drawn", (error) => error.message)""",
+        base64.b64encode(tiff).decode(),
+    )
+    assert refusal.startswith("this page can't draw such a TIFF")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -21,6 +21,7 @@ const TAGS = {
   325: "tileBytes",
 };
 const MOST_PIXELS = 1e8;
+const MOST_BLOCK_PIXELS = 2048 ** 2; // of a tile, where that is more than the picture: a file must not stall the page
 
 export function isTiff(bytes) {
   const start = String.fromCharCode(...bytes.subarray(0, 4));
@@ -38,6 +39,7 @@ export async function readTiff(bytes) {
   const { width, height, samples } = tags;
   require(width > 0 && height > 0 && width * height <= MOST_PIXELS, "its size");
   require(tags.bits.every((bits) => bits === tags.bits[0]) && [8, 16].includes(tags.bits[0]), "its bits per sample");
+  require([1, 2, 3, 4].includes(samples), "its samples");
   require(tags.planar === 1 || samples === 1, "its planes");
   require([0, 1, 2, 3].includes(tags.photometric) && [1, 2].includes(tags.predictor), "its colours");
 
@@ -58,10 +60,12 @@ function require(isMet, what) {
 function readTags(view, little) {
   const start = view.getUint32(4, little);
   const tags = { bits: [1], compression: 1, photometric: 2, samples: 1, planar: 1, predictor: 1 };
+  const seen = new Set();
   for (let n = 0; n < view.getUint16(start, little); n++) {
     const entry = start + 2 + 12 * n;
     const name = TAGS[view.getUint16(entry, little)];
-    if (!name) continue;
+    if (!name || seen.has(name)) continue;
+    seen.add(name);
     const type = view.getUint16(entry + 2, little);
     const length = view.getUint32(entry + 4, little);
     require(SIZES[type] && length <= MOST_PIXELS / 100, "its tags");
@@ -78,7 +82,10 @@ function* listBlocks({ width, height, rowsPerStrip = height, stripOffsets, strip
   require(offsets && sizes, "its layout");
   const blockWidth = tags.tileOffsets ? tags.tileWidth : width;
   const blockHeight = tags.tileOffsets ? tags.tileHeight : Math.min(rowsPerStrip, height);
+  const mostPixels = Math.max(width * height, MOST_BLOCK_PIXELS);
+  require(blockWidth > 0 && blockHeight > 0 && blockWidth * blockHeight <= mostPixels, "its blocks");
   const across = Math.ceil(width / blockWidth);
+  require(offsets.length <= across * Math.ceil(height / blockHeight) && sizes.length >= offsets.length, "its layout");
   for (let n = 0; n < offsets.length; n++) {
     const left = (n % across) * blockWidth;
     const top = Math.floor(n / across) * blockHeight;
@@ -93,8 +100,21 @@ async function unpack(packed, compression, size) {
   if (compression === 5) return unpackLzw(packed, size);
   if (compression === 32773) return unpackBits(packed, size);
   require(compression === 8 || compression === 32946, "its compression");
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  return inflate(packed, size);
+}
+
+/** No more than `size` bytes of it, however many more there are. */
+async function inflate(packed, size) {
+  const reader = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
+  const raw = new Uint8Array(size);
+  for (let to = 0; to < size; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    raw.set(value.subarray(0, size - to), to);
+    to += value.length;
+  }
+  await reader.cancel();
+  return raw;
 }
 
 function unpackBits(packed, size) {
@@ -165,7 +185,7 @@ function readSamples(raw, block, { bits, samples, predictor }, little) {
   }
   if (predictor === 2) {
     const row = block.width * samples;
-    for (let k = 0; k < count; k++) if (k % row >= samples) values[k] += values[k - samples];
+    for (let k = 0; k < Math.min(count, values.length); k++) if (k % row >= samples) values[k] += values[k - samples];
   }
   return values;
 }
