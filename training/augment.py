@@ -18,7 +18,10 @@ from torch import Tensor
 STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 STAINS = STAINS / STAINS.norm(dim=1, keepdim=True)
 
+STAINED = 0.15  # mean density of the three channels from which a pixel is tissue, not glass
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Density = tuple[float, float, float]  # of red, green and blue light
 
 
 class Augmentation(BaseModel):
@@ -28,6 +31,8 @@ class Augmentation(BaseModel):
     crop: tuple[float, float] = (0.75, 1.0)  # side of the random crop, as a share of the tile's
     stain: float = Field(0.15, ge=0)  # standard deviation of each stain's strength, and of the background's tint
     light: float = Field(0.1, ge=0)  # half width of brightness and contrast
+    looks: list[Density] = []  # mean optical densities of other laboratories' tissue, as `mean_density` gives them
+    other_look: Share = 0.0  # the share of images that are dyed on the way to one of them
     blur: Share = 0.1  # the share of images that are out of focus,
     low_resolution: Share = 0.1  # scanned coarser and enlarged,
     jpeg: Share = 0.1  # or compressed hard
@@ -35,15 +40,20 @@ class Augmentation(BaseModel):
     cutmix: Share = 0.0  # or cut and pasted
 
 
-def augment(tiles: Tensor, how: Augmentation) -> Tensor:
-    return move(recolour(tiles, how), how.crop, how.flips)
+def augment(tiles: Tensor, how: Augmentation, own_look: Tensor | None = None) -> Tensor:
+    return move(recolour(tiles, how, own_look), how.crop, how.flips)
 
 
-def recolour(tiles: Tensor, how: Augmentation) -> Tensor:
-    """All that leaves every pixel in its place: another scanner, another stain, another focus."""
+def recolour(tiles: Tensor, how: Augmentation, own_look: Tensor | None = None) -> Tensor:
+    """All that leaves every pixel in its place: another scanner, another stain, another focus.
+
+    `own_look` (N, 3) is the mean density of the collection that each tile is from.
+    """
     images = to_float(compress_some(tiles, how.jpeg))  # (N, 3, S, S)
     images = coarsen_some(images, how.low_resolution)
     images = blur_some(images, how.blur)
+    if own_look is not None and how.looks:
+        images = dye_some(images, own_look, how)
     return restain(images, how.stain, how.light)
 
 
@@ -70,13 +80,45 @@ def dihedral(n: int, device: torch.device) -> Tensor:
     return torch.where(swap, mirrored @ transposed, mirrored)
 
 
+def mean_density(tiles: Tensor, most: int = 200) -> Tensor:
+    """Of the stained pixels of tiles (N, S, S, 3), or of some of many: (3,), how a collection looks."""
+    density = to_density(to_float(tiles[:: -(-len(tiles) // most)])).movedim(1, -1)  # (n, S, S, 3)
+    stained = density[density.mean(dim=-1) > STAINED]  # (M, 3)
+    return stained.mean(dim=0) if len(stained) else torch.ones(3, device=tiles.device)
+
+
+def to_density(images: Tensor) -> Tensor:
+    return -torch.log((images * 255 + 1) / 256)
+
+
+def from_density(density: Tensor) -> Tensor:
+    return (256 * torch.exp(-density) - 1) / 255
+
+
+def dye_some(images: Tensor, own_look: Tensor, how: Augmentation) -> Tensor:
+    """A collection's tissue as another laboratory would show it: densities scaled as one's mean is to the other's.
+
+    Scaled as a whole collection, not tile by tile: within a laboratory how dark a tile is tells tissues apart. Between
+    laboratories the means differ by a factor of two to three, more than any jitter around one's own can span.
+    """
+    chosen = choose(images, how.other_look)
+    if not len(chosen):
+        return images
+    looks = torch.tensor(how.looks, device=images.device)  # (M, 3)
+    wanted = looks[torch.randint(len(looks), (len(chosen),), device=images.device)]  # (n, 3)
+    way = torch.rand(len(chosen), 1, device=images.device).sqrt()  # most go most of the way
+    gain = (wanted / own_look[chosen]) ** way  # (n, 3)
+    dyed = from_density(to_density(images[chosen]) * gain[:, :, None, None]).clamp(0, 1)
+    return images.index_copy(0, chosen, dyed)
+
+
 def restain(images: Tensor, stain: float, light: float) -> Tensor:
     """Another laboratory's stain and scanner: each stain stronger or weaker, in optical density (Tellez 1902.06543)."""
     if stain == 0 and light == 0:
         return images
     n, device = len(images), images.device
     stains = STAINS.to(device)
-    density = -torch.log((images * 255 + 1) / 256)  # (N, 3, S, S)
+    density = to_density(images)  # (N, 3, S, S)
 
     strength = torch.diag_embed(torch.exp(stain * torch.randn(n, 3, device=device)))  # (N, 3, 3)
     mix = torch.linalg.inv(stains) @ strength @ stains  # density as a row: unmix, scale, mix again
@@ -84,7 +126,7 @@ def restain(images: Tensor, stain: float, light: float) -> Tensor:
     density = torch.einsum("ncij,ncd->ndij", density, mix) + tint
 
     gain = torch.empty(n, 1, 1, 1, device=device).uniform_(1 - light, 1 + light)
-    return (gain * ((256 * torch.exp(-density) - 1) / 255)).clamp(0, 1)
+    return (gain * from_density(density)).clamp(0, 1)
 
 
 def blur_some(images: Tensor, share: float) -> Tensor:

@@ -115,6 +115,14 @@ class Distil(Section):
     weight: Share = 0.5  # of what it says; the rest is the labels'
 
 
+class Rehearse(Section):
+    """Cuts of the pretraining's fields, labelled by its rules, among the tiles: what other stains look like is kept."""
+
+    pretraining: Path  # a config of `pretrain` with rules
+    share: Share = 0.33  # of every batch
+    per_class: Count = 300  # different cuts, so many at most
+
+
 class Fit(Section):
     """`tissue-train fit` and `tissue-train cv`."""
 
@@ -124,6 +132,7 @@ class Fit(Section):
     split: Literal["course", "fifth", "looks", "all"] = "fifth"
     course: tuple[Count, Count, Count] = (425, 100, 100)  # of each class: training, validation, test
     init: Path | None = None  # a checkpoint of this project, or a timm-named .safetensors
+    rehearse: Rehearse | None = None
     distil: Distil | None = None
     model: Model = ViTConfig()
     augment: Augmentation = Augmentation()

@@ -20,7 +20,7 @@ from torch import nn
 from model.graph import to_images
 from model.network import Network, TokenNetwork, build
 from training import checkpoint, synthetic
-from training.augment import augment, blend, keep_some_patches
+from training.augment import augment, blend, keep_some_patches, mean_density
 from training.config import Fit
 from training.data import (
     Fold,
@@ -38,6 +38,7 @@ from training.data import (
 from training.distil import distillation_loss
 from training.gate import count_versions, learn_cloud, restain
 from training.looks import group_looks
+from training.rehearsal import read_rehearsal
 from training.train import batch_indices, best_device, optimise
 
 log = logging.getLogger(__name__)
@@ -121,9 +122,21 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     tiles = torch.from_numpy(train.tiles).to(device)
     targets = F.one_hot(torch.from_numpy(train.targets), len(train.classes)).float().to(device)
 
+    looks = mean_density(tiles).expand(len(tiles), 3)  # (N, 3)
+    rehearsal = (
+        None if config.rehearse is None else read_rehearsal(config.rehearse, tuple(train.classes), config.model.tile_px)
+    )
+    n_rehearsed = 0 if config.rehearse is None else round(config.rehearse.share * how.batch)
+
     def loss_of(net: nn.Module, step: int) -> torch.Tensor:
-        chosen = batch_indices(len(tiles), how.batch, how.seed, step).to(device)
-        images, wanted = blend(augment(tiles[chosen], config.augment), targets[chosen], config.augment)
+        chosen = batch_indices(len(tiles), how.batch - n_rehearsed, how.seed, step).to(device)
+        batch, labels, batch_looks = tiles[chosen], targets[chosen], looks[chosen]
+        if rehearsal is not None:
+            also = rehearsal.draw(n_rehearsed)
+            batch = torch.cat([batch, rehearsal.tiles[also].to(device)])
+            labels = torch.cat([labels, F.one_hot(rehearsal.targets[also], len(train.classes)).float().to(device)])
+            batch_looks = torch.cat([batch_looks, rehearsal.looks[also].to(device)])
+        images, wanted = blend(augment(batch, config.augment, batch_looks), labels, config.augment)
         logits = look(net, images, how.token_drop).logits.float()
         loss = F.cross_entropy(logits, wanted, label_smoothing=how.label_smoothing)
         if teacher is None or config.distil is None:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.network import TokenConfig, build_tokens
-from training.augment import keep_some_patches, recolour
+from training.augment import keep_some_patches, mean_density, recolour
 from training.config import BadConfig, Pretrain, Rule, Source
 from training.train import best_device, optimise
 
@@ -287,6 +287,8 @@ def pretrain(config: Pretrain, folder: Path) -> Pretrained:
     how = config.optimisation
     total = sum(source.share for source in config.sources)
     sizes = [max(1, round(how.batch * source.share / total)) for source in config.sources]
+    looks = torch.stack([look_of(cutter) for cutter in cutters])  # (sources, 3)
+    own_look = looks.repeat_interleave(torch.tensor(sizes), dim=0).to(device)  # (N, 3)
 
     def loss_of(net: nn.Module, step: int) -> Tensor:
         assert isinstance(net, Pretrained)
@@ -296,7 +298,7 @@ def pretrain(config: Pretrain, folder: Path) -> Pretrained:
             fields = cutter.collection.fields
             cuts = [cutter.cut(fields[i], rng) for i in rng.integers(len(fields), size=size)]
             batches.append(Batch(*(tensor.to(device) for tensor in gather(cuts))))
-        images = recolour(torch.cat([batch.tiles for batch in batches]), config.augment)
+        images = recolour(torch.cat([batch.tiles for batch in batches]), config.augment, own_look)
         kept = keep_some_patches(len(images), config.model.grid**2, how.token_drop, device)
         return torch.stack(source_losses(net, collections, batches, images, kept)).sum()
 
@@ -309,6 +311,13 @@ def pretrain(config: Pretrain, folder: Path) -> Pretrained:
     average = optimise(model, loss_of, how, folder, validate, title=config.name)
     assert isinstance(average, Pretrained)
     return average
+
+
+def look_of(cutter: Cutter, most: int = 200) -> Tensor:
+    """The mean optical density of a source's tissue (3,), from a part of its fields."""
+    fields = cutter.collection.fields
+    fields = fields[:: -(-len(fields) // most)]
+    return mean_density(gather([cutter.cut(field, np.random.default_rng(0)) for field in fields]).tiles)
 
 
 @torch.no_grad()

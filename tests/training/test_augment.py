@@ -10,8 +10,10 @@ from training.augment import (
     choose,
     compress_some,
     dihedral,
+    dye_some,
     gaussian_blur,
     keep_some_patches,
+    mean_density,
     move,
     restain,
     to_float,
@@ -120,3 +122,38 @@ def test_dropped_patches_are_a_random_subset_without_repeats():
 def test_shares_beyond_one_are_refused():
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         Augmentation(blur=1.5)
+
+
+def paint(density, n=6):
+    """Glass on the left, tissue of one density on the right."""
+    images = torch.ones(n, 3, 8, 8)
+    images[..., 4:] = torch.tensor([(256 * np.exp(-d) - 1) / 255 for d in density]).view(3, 1, 1)
+    return images
+
+
+def test_how_a_collection_looks_is_told_from_its_tissue_and_not_its_glass():
+    tiles = (paint((0.5, 1.0, 0.4)) * 255).round().byte().permute(0, 2, 3, 1)
+    torch.testing.assert_close(mean_density(tiles), torch.tensor([0.5, 1.0, 0.4]), atol=0.01, rtol=0)
+    assert mean_density(torch.full((2, 8, 8, 3), 255, dtype=torch.uint8)).isfinite().all(), "glass alone has no look"
+
+
+def test_dyed_tissue_lies_between_its_own_look_and_the_other_and_glass_stays_glass():
+    torch.manual_seed(0)
+    own, other = (0.5, 1.0, 0.4), (1.0, 1.5, 0.9)
+    how = Augmentation(looks=[other], other_look=1.0)
+    images = dye_some(paint(own, 200), torch.tensor(own).expand(200, 3), how)
+    density = -torch.log((images[:, :, 0, 7] * 255 + 1) / 256)  # (N, 3)
+    assert (density > torch.tensor(own) - 1e-4).all() and (density < torch.tensor(other) + 1e-4).all()
+    assert (density[:, 2] > 0.6).float().mean() > 0.6, "most go most of the way"
+    assert (images[..., :4] == 1).all()
+
+
+def test_only_the_share_asked_for_is_dyed_and_nothing_without_looks():
+    torch.manual_seed(0)
+    own = torch.tensor((0.5, 1.0, 0.4)).expand(1000, 3)
+    images = paint((0.5, 1.0, 0.4), 1000)
+    dyed = dye_some(images, own, Augmentation(looks=[(1.0, 1.5, 0.9)], other_look=0.3))
+    assert 0.25 < (dyed != images).flatten(1).any(dim=1).float().mean() < 0.35
+    tiles = make_tiles()
+    without = NOTHING.model_copy(update={"other_look": 1.0})
+    torch.testing.assert_close(augment(tiles, without, own[:4]), to_float(tiles), atol=1e-5, rtol=0)

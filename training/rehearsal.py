@@ -1,0 +1,63 @@
+"""Cuts labelled by rule, to be learnt among the labelled tiles: they are of other stains, and there are many.
+
+A pretraining's config goes in, with its fields and rules; tiles with labels leave, as many of each class as there are.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.config import BadConfig, Pretrain, Rehearse, read_config
+from training.pretrain import NO_LABEL, Cutter, Field, look_of, read_source
+
+TRIES_PER_CUT = 20  # a rule that almost nothing obeys ends with fewer cuts
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    tiles: Tensor  # (M, S, S, 3) uint8
+    targets: Tensor  # (M,)
+    looks: Tensor  # (M, 3) mean density of the source each is from
+
+    def draw(self, n: int) -> Tensor:
+        """Indices of n cuts, every class as often as any other."""
+        counts = torch.bincount(self.targets)
+        return torch.multinomial(1 / counts[self.targets], n, replacement=True)
+
+
+@cache
+def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int, held_out: bool = False) -> Rehearsal:
+    """From the fields that the pretraining learns from, or from those that it holds out."""
+    config = read_config(Path(how.pretraining), [], Pretrain)
+    unknown = {rule.label for rule in config.rules} - set(classes)
+    if unknown or not config.rules:
+        raise BadConfig(f"{how.pretraining} has rules for {sorted(unknown) or 'nothing'}; the classes are {classes}")
+    if config.tile_px != tile_px:
+        raise BadConfig(f"{how.pretraining} cuts tiles of {config.tile_px} px, the network takes {tile_px}")
+    rng = np.random.default_rng(0)
+    tiles, targets, looks = [], [], []
+    sources = [source for source in config.sources if any(rule.kind == source.kind for rule in config.rules)]
+    for source in sources:
+        collection = read_source(source)
+        cutter = Cutter(collection, config)
+        look = look_of(cutter)
+        room = {classes.index(rule.label): how.per_class for rule in cutter.rules}
+        for field in choose(collection.held_out if held_out else collection.fields, how.per_class * len(room), rng):
+            cut = cutter.cut(field, rng)
+            target = NO_LABEL if cut.weak_label == NO_LABEL else classes.index(config.classes[cut.weak_label])
+            if room.get(target, 0):
+                room[target] -= 1
+                tiles.append(cut.tile)
+                targets.append(target)
+                looks.append(look)
+    if not tiles:
+        raise BadConfig(f"no cut of the fields of {how.pretraining} obeys any of its rules")
+    return Rehearsal(torch.from_numpy(np.stack(tiles)), torch.tensor(targets), torch.stack(looks))
+
+
+def choose(fields: list[Field], n: int, rng: np.random.Generator) -> list[Field]:
+    return [fields[i] for i in rng.integers(len(fields), size=n * TRIES_PER_CUT)] if fields else []
