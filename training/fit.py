@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -119,24 +119,11 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
         missing, unused = checkpoint.initialise(model, config.init)
         log.info("started from %s; new: %s; not used: %s", config.init, missing or "nothing", unused or "nothing")
     model = model.to(device)
-    tiles = torch.from_numpy(train.tiles).to(device)
-    targets = F.one_hot(torch.from_numpy(train.targets), len(train.classes)).float().to(device)
-
-    looks = mean_density(tiles).expand(len(tiles), 3)  # (N, 3)
-    rehearsal = (
-        None if config.rehearse is None else read_rehearsal(config.rehearse, tuple(train.classes), config.model.tile_px)
-    )
-    n_rehearsed = 0 if config.rehearse is None else round(config.rehearse.share * how.batch)
+    draw_batch = gather_batches(config, train, device)
 
     def loss_of(net: nn.Module, step: int) -> torch.Tensor:
-        chosen = batch_indices(len(tiles), how.batch - n_rehearsed, how.seed, step).to(device)
-        batch, labels, batch_looks = tiles[chosen], targets[chosen], looks[chosen]
-        if rehearsal is not None:
-            also = rehearsal.draw(n_rehearsed)
-            batch = torch.cat([batch, rehearsal.tiles[also].to(device)])
-            labels = torch.cat([labels, F.one_hot(rehearsal.targets[also], len(train.classes)).float().to(device)])
-            batch_looks = torch.cat([batch_looks, rehearsal.looks[also].to(device)])
-        images, wanted = blend(augment(batch, config.augment, batch_looks), labels, config.augment)
+        batch = draw_batch(step)
+        images, wanted = blend(augment(batch.tiles, config.augment, batch.looks), batch.targets, config.augment)
         logits = look(net, images, how.token_drop).logits.float()
         loss = F.cross_entropy(logits, wanted, label_smoothing=how.label_smoothing)
         if teacher is None or config.distil is None:
@@ -152,6 +139,37 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     average = optimise(model, loss_of, how, folder, accuracy if held_out else None, title or config.name)
     assert isinstance(average, Network)
     return average
+
+
+class Batch(NamedTuple):
+    tiles: torch.Tensor  # (N, S, S, 3) uint8
+    targets: torch.Tensor  # (N, K) one-hot
+    looks: torch.Tensor  # (N, 3) mean density of the collection each is from
+
+
+def gather_batches(config: Fit, train: TileSet, device: torch.device) -> Callable[[int], Batch]:
+    """What step i learns from: labelled tiles, and behind them the cuts that are rehearsed, where any are."""
+    how, classes = config.optimisation, len(train.classes)
+    tiles = torch.from_numpy(train.tiles).to(device)
+    targets = F.one_hot(torch.from_numpy(train.targets), classes).float().to(device)
+    own_look = mean_density(tiles)
+    if config.rehearse is None:
+        rehearsal, n_rehearsed = None, 0
+    else:
+        rehearsal = read_rehearsal(config.rehearse, tuple(train.classes), config.model.tile_px)
+        n_rehearsed = round(config.rehearse.share * how.batch)
+
+    def draw(step: int) -> Batch:
+        chosen = batch_indices(len(tiles), how.batch - n_rehearsed, how.seed, step).to(device)
+        batch = Batch(tiles[chosen], targets[chosen], own_look.expand(len(chosen), 3))
+        if rehearsal is None:
+            return batch
+        also = rehearsal.draw(n_rehearsed)
+        labels = F.one_hot(rehearsal.targets[also], classes).float()
+        rehearsed = Batch(rehearsal.tiles[also], labels, rehearsal.looks[also])
+        return Batch(*(torch.cat([ours, theirs.to(device)]) for ours, theirs in zip(batch, rehearsed, strict=True)))
+
+    return draw
 
 
 def look(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
