@@ -350,6 +350,90 @@ def test_a_pasted_image_is_asked_about(open_page, tiles):
     transfer = page.evaluate_handle(MAKE_TRANSFER, [{"name": "", "data": base64.b64encode(tiles[0]).decode()}])
     page.evaluate(
         """(transfer) => document.dispatchEvent(
+def test_an_answer_of_unknown_scale_gets_no_tick(open_page, service):
+    """Though the service finds nothing else to doubt."""
+    page = open_page().page
+    image = (SHIPPED_ARTIFACT / "golden.png").read_bytes()
+    assert ask(service, "/predict", image)["verdict"] == "ok"
+    drop(page, ("tile.png", image))
+    wait_until_done(page, 1)
+    verdict = page.locator("#verdict")
+    assert verdict.locator("strong").inner_text() == "Within the model's limits, if the scale is right"
+    assert verdict.locator(".sign").inner_text() == "?"
+    unsure = verdict.evaluate("(box) => getComputedStyle(box).borderLeftColor")
+    page.locator("#tile-mpp").fill("0.495")
+    page.get_by_role("button", name="Use for this tile").click()
+    page.locator("#verdict[data-verdict=ok]").wait_for()
+    assert verdict.locator(".sign").inner_text() == "\u2713"
+    assert "No reason for doubt was found" in verdict.inner_text()
+    assert verdict.evaluate("(box) => getComputedStyle(box).borderLeftColor") != unsure
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "is_said"),
+    [
+        ({"Tumor": 0.8, "Stroma": 0.12, "Complex": 0.08}, ["Tumor", "Complex"], True),
+        ({"Tumor": 0.8, "Stroma": 0.12, "Complex": 0.08}, ["Tumor", "Stroma"], False),
+    ],
+)
+def test_a_set_that_leaves_a_likelier_class_out_says_why(open_page, service, tiles, probabilities, labels, is_said):
+    page = open_page().page
+    answer = ask(service, "/predict", tiles[0])
+    answer |= {"label": "Tumor", "confidence": 0.8, "probabilities": probabilities}
+    answer["prediction_set"] = {"labels": labels, "coverage": 0.9}
+    page.context.route("**/predict", lambda route: route.fulfill(json=answer))
+    drop(page, ("tile.png", tiles[0]))
+    wait_until_done(page, 1)
+    assert ("Each class has a threshold of its own" in page.locator("#set").inner_text()) == is_said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.5, -0.25), "Most for Tumor in row 1, column 1: +0.5; most against it in row 10, column 10: \u22120.25."),
+        (
+            (-0.25, -0.5),
+            "Nothing speaks for Tumor; least against it in row 1, column 1: \u22120.25; "
+            "most against it in row 10, column 10: \u22120.5.",
+        ),
+        (
+            (0.5, 0.25),
+            "Most for Tumor in row 1, column 1: +0.5; nothing against it; least for it in row 10, column 10: +0.25.",
+        ),
+        ((0.0001, -0.0001), "Nothing here speaks for or against Tumor."),
+    ],
+)
+def test_the_ends_of_a_signed_map_are_called_what_they_are(open_page, service, tiles, values, said):
+    high, low = values
+    grid = np.full((10, 10), (high + low) / 2)
+    grid[0, 0], grid[9, 9] = high, low
+    answer = ask(service, "/attention", tiles[0], method="occlusion", target="Tumor", format="json")
+    page = open_page().page
+    page.context.route(re.compile("attention"), lambda route: route.fulfill(json=answer | {"grid": grid.tolist()}))
+    drop(page, ("tile.png", tiles[0]))
+    wait_for_map(page)
+    assert page.locator("#readout").inner_text() == f"{said} Point at a patch to read it."
+
+
+def test_a_model_card_compares_with_machines_alone(open_page, service):
+    """Not with the accuracy of a bin of answers, which stands under a protocol of its own."""
+    page = open_page().page
+    page.get_by_role("button", name="Model card").click()
+    metrics = httpx.get(service + "/model", timeout=PATIENCE_S).json()["metrics"]
+    protocol = metrics[0]["protocol"]
+    machines = [m for m in metrics if m["protocol"] == protocol and m["name"].startswith("accuracy of ")]
+    best = max(machines, key=lambda machine: machine["value"])["name"].removeprefix("accuracy of ")
+    assert f"simple machine beside it ({best})" in page.locator("#card summary").first.inner_text()
+
+
+def test_few_tiles_are_not_stretched_to_fill_the_list(open_page, tiles):
+    page = open_page().page
+    drop(page, ("tile.png", tiles[0]))
+    wait_until_done(page, 1)
+    place = page.locator("#gallery [role=option]").bounding_box()
+    assert place["height"] < 1.5 * place["width"]
+
+
            new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true, cancelable: true}))""",
         transfer,
     )

@@ -2,7 +2,7 @@
 
 import { find, make, press } from "./dom.js";
 import { chooseBox, drawBox, drawRuler, fade, readPicture } from "./picture.js";
-import { chooseScale, colour, findUniformLevel } from "./scales.js";
+import { SMALLEST_LIMIT, chooseScale, colour, findUniformLevel } from "./scales.js";
 import { explain } from "./problems.js";
 import { number, percent, signed } from "./words.js";
 
@@ -20,6 +20,8 @@ const ROUTING = "It shows where information was routed, not why, and is the same
 
 export class Heat {
   constructor(api, tiles) {
+const LOGIT = "The score, or logit, is what the probability is computed from.";
+
     this.view = { method: "evidence", target: "", layer: "", head: "mean", masks: "25", colormap: "viridis", alpha: 0.6 };
     this._api = api;
     this._tiles = tiles;
@@ -248,10 +250,10 @@ export class Heat {
     const sides = `orange speaks for ${map.target}, blue against it`;
     const exact = this._card?.maps?.evidence === "exact" ? "" : " An approximation: the patches don't add up to the logit exactly.";
     const words = {
-      attention: `What the class token looked at, in layer ${map.layer} of 0 to ${(this._card?.layers ?? 1) - 1}, ${map.head === "mean" ? "mean of all heads" : `head ${map.head}`}. ${ROUTING}`,
+      attention: `What the class token, which gathers the answer, looked at in layer ${map.layer} of 0 to ${(this._card?.layers ?? 1) - 1}, ${map.head === "mean" ? "mean of all heads" : `head ${map.head}`}. ${ROUTING}`,
       rollout: `Attention carried through all layers. ${ROUTING}`,
-      evidence: `What each patch adds to the score of ${map.target}: ${sides}.${exact}`,
-      occlusion: `How far the score of ${map.target} falls when patches are taken away, group by group: ${sides}.`,
+      evidence: `What each patch adds to the score of ${map.target}: ${sides}. ${LOGIT}${exact}`,
+      occlusion: `How far the score of ${map.target} falls when patches are taken away, group by group: ${sides}. ${LOGIT}`,
     };
     return words[map.method] ?? "";
   }
@@ -259,9 +261,7 @@ export class Heat {
   _tellPatch(map) {
     const values = map.grid.flat();
     if (!this._patch) {
-      const peak = values.indexOf(Math.max(...values));
-      const [row, column] = [Math.floor(peak / map.grid.length), peak % map.grid.length];
-      return `Highest in row ${row + 1}, column ${column + 1}: ${tellValue(map, values[peak])}. Point at a patch to read it.`;
+      return `${map.signed ? tellSides(map, values) : `Most in ${tellPlace(map, Math.max(...values))}.`} Point at a patch to read it.`;
     }
     const { row, column } = this._patch;
     return `Row ${row + 1}, column ${column + 1}: ${tellValue(map, map.grid[row][column])}`;
@@ -357,5 +357,20 @@ function tellValue(map, value) {
 
 function numbers(count, value, title) {
   const options = Array.from({ length: count }, (_, n) => make("option", { value: String(n) }, String(n)));
+function tellPlace(map, value) {
+  const at = map.grid.flat().indexOf(value);
+  const [row, column] = [Math.floor(at / map.grid.length), at % map.grid.length];
+  return `row ${row + 1}, column ${column + 1}: ${tellValue(map, value)}`;
+}
+
+/** Both ends of a signed map, neither of which need be on the side that its name says. */
+function tellSides(map, values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  if (Math.max(high, -low) < SMALLEST_LIMIT) return `Nothing here speaks for or against ${map.target}.`;
+  const most = high > 0 ? `Most for ${map.target} in` : `Nothing speaks for ${map.target}; least against it in`;
+  const least = low < 0 ? "most against it in" : "nothing against it; least for it in";
+  return `${most} ${tellPlace(map, high)}; ${least} ${tellPlace(map, low)}.`;
+}
+
   return [make("option", { value }, title), ...options];
 }

@@ -5,7 +5,7 @@
 import { TABLES } from "./colours.js";
 import { number, signed } from "./words.js";
 
-const SMALLEST_LIMIT = 1e-3; // a map weaker than this is rounding and must look like nothing
+export const SMALLEST_LIMIT = 1e-3; // a map weaker than this is rounding and must look like nothing
 
 /**
  * @typedef {{low: number, high: number, table: Uint8ClampedArray, ticks: {value: number, label: string}[]}} Scale
