@@ -199,6 +199,25 @@ def test_colours_are_those_of_the_services_pictures(open_page):
     }
 
 
+def test_a_smooth_map_is_the_one_of_the_services_pictures(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    grid = np.array(ask(service, "/attention", tiles[2], method="evidence")["grid"], np.float32)
+    enlarged = page.evaluate(
+        """(grid) => import("./static/page/smooth.js").then(({enlarge}) => enlarge(grid, 150))""", grid.tolist()
+    )
+    expected = np.asarray(Image.fromarray(grid).resize((150, 150), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(enlarged, expected.clip(grid.min(), grid.max()), atol=1e-5 * np.abs(grid).max())
+
+    give(page, ("tile.png", tiles[2]))
+    wait_for_map(page)
+    patches, asked = look(page), count_calls(page)
+    page.locator("#form").select_option("smooth")
+    assert look(page) != patches and count_calls(page) == asked
+    assert "Smoothed between the patches" in page.locator("#map-words").inner_text()
+    visit.check()
+
+
 def test_many_tiles_and_broken_files_are_sorted_counted_and_saved(open_page, tiles, tmp_path):
     visit = open_page()
     page = visit.page
@@ -331,25 +350,6 @@ def test_an_unknown_scale_can_be_given(open_page, tiles):
     assert page.locator("#mpp").input_value() == "0.5"
 
 
-def test_settings_ask_for_everything_again(open_page, tiles):
-    page = open_page().page
-    drop(page, ("one.png", tiles[0]), ("two.png", tiles[1]))
-    wait_until_done(page, 2)
-    asked = count_calls(page)
-    page.locator("#coverage").select_option("0.99")
-    page.locator("#set:has-text('99 %')").wait_for()
-    page.get_by_label("Eight orientations").check()
-    page.locator("#verdict:has-text('Turned and mirrored 8 ways')").wait_for()
-    wait_until_done(page, 2)
-    calls = [call["address"] for call in page.evaluate("calls")[asked:] if call["address"].startswith("predict")]
-    assert sum("coverage=0.99" in address for address in calls) == 4 and sum("tta=true" in a for a in calls) == 2
-
-
-def test_a_pasted_image_is_asked_about(open_page, tiles):
-    page = open_page().page
-    transfer = page.evaluate_handle(MAKE_TRANSFER, [{"name": "", "data": base64.b64encode(tiles[0]).decode()}])
-    page.evaluate(
-        """(transfer) => document.dispatchEvent(
 def test_an_answer_of_unknown_scale_gets_no_tick(open_page, service):
     """Though the service finds nothing else to doubt."""
     page = open_page().page
@@ -434,6 +434,25 @@ def test_few_tiles_are_not_stretched_to_fill_the_list(open_page, tiles):
     assert place["height"] < 1.5 * place["width"]
 
 
+def test_settings_ask_for_everything_again(open_page, tiles):
+    page = open_page().page
+    drop(page, ("one.png", tiles[0]), ("two.png", tiles[1]))
+    wait_until_done(page, 2)
+    asked = count_calls(page)
+    page.locator("#coverage").select_option("0.99")
+    page.locator("#set:has-text('99 %')").wait_for()
+    page.get_by_label("Eight orientations").check()
+    page.locator("#verdict:has-text('Turned and mirrored 8 ways')").wait_for()
+    wait_until_done(page, 2)
+    calls = [call["address"] for call in page.evaluate("calls")[asked:] if call["address"].startswith("predict")]
+    assert sum("coverage=0.99" in address for address in calls) == 4 and sum("tta=true" in a for a in calls) == 2
+
+
+def test_a_pasted_image_is_asked_about(open_page, tiles):
+    page = open_page().page
+    transfer = page.evaluate_handle(MAKE_TRANSFER, [{"name": "", "data": base64.b64encode(tiles[0]).decode()}])
+    page.evaluate(
+        """(transfer) => document.dispatchEvent(
            new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true, cancelable: true}))""",
         transfer,
     )

@@ -4,9 +4,11 @@ import { find, make, press } from "./dom.js";
 import { chooseBox, drawBox, drawRuler, fade, readPicture } from "./picture.js";
 import { SMALLEST_LIMIT, chooseScale, colour, findUniformLevel } from "./scales.js";
 import { explain } from "./problems.js";
+import { enlarge } from "./smooth.js";
 import { number, percent, signed } from "./words.js";
 
 const PATCH_PX = 60; // of the canvas, per patch: sharp on screens of two pixels a point
+const SMOOTH_PX = 15; // per patch, of a smooth map before the browser brings it to the canvas
 const GREY_FROM = 0.25; // below this opacity the tile's own colours come back
 
 export const METHODS = [
@@ -18,11 +20,11 @@ export const METHODS = [
 
 const ROUTING = "It shows where information was routed, not why, and is the same whatever class is asked about.";
 
-export class Heat {
-  constructor(api, tiles) {
 const LOGIT = "The score, or logit, is what the probability is computed from.";
 
-    this.view = { method: "evidence", target: "", layer: "", head: "mean", masks: "25", colormap: "viridis", alpha: 0.6 };
+export class Heat {
+  constructor(api, tiles) {
+    this.view = { method: "evidence", target: "", layer: "", head: "mean", masks: "25", colormap: "viridis", form: "patches", alpha: 0.6 };
     this._api = api;
     this._tiles = tiles;
     this._tile = null;
@@ -172,23 +174,12 @@ const LOGIT = "The score, or logit, is what the probability is computed from.";
       pen.drawImage(faded, 0, 0, side, side);
     }
     if (this._map) {
-      const small = make("canvas", { width: grid, height: grid });
-      const image = new ImageData(grid, grid);
-      this._map.grid.flat().forEach((value, k) => image.data.set([...colour(this._scale, value), 255], 4 * k));
-      small.getContext("2d").putImageData(image, 0, 0);
-      pen.imageSmoothingEnabled = false; // the patches as they are: smoothing would feign a precision that isn't there
+      const isSmooth = this.view.form === "smooth"; // never by itself: it feigns a precision that isn't there
+      const values = isSmooth ? enlarge(this._map.grid, SMOOTH_PX * grid) : this._map.grid;
+      pen.imageSmoothingEnabled = isSmooth;
       pen.globalAlpha = tile ? alpha : 1;
-      pen.drawImage(small, 0, 0, side, side);
-      pen.globalAlpha = 0.2 * Math.min(1, alpha / GREY_FROM);
-      pen.strokeStyle = "#ffffff";
-      pen.beginPath();
-      for (let edge = PATCH_PX; edge < side; edge += PATCH_PX) {
-        pen.moveTo(edge, 0);
-        pen.lineTo(edge, side);
-        pen.moveTo(0, edge);
-        pen.lineTo(side, edge);
-      }
-      pen.stroke();
+      pen.drawImage(paint(values, this._scale), 0, 0, side, side);
+      if (!isSmooth) rulePatches(pen, side, 0.2 * Math.min(1, alpha / GREY_FROM));
     }
     pen.globalAlpha = 1;
   }
@@ -255,7 +246,8 @@ const LOGIT = "The score, or logit, is what the probability is computed from.";
       evidence: `What each patch adds to the score of ${map.target}: ${sides}. ${LOGIT}${exact}`,
       occlusion: `How far the score of ${map.target} falls when patches are taken away, group by group: ${sides}. ${LOGIT}`,
     };
-    return words[map.method] ?? "";
+    const drawn = this.view.form === "smooth" ? " Smoothed between the patches; the map has one number for each." : "";
+    return (words[map.method] ?? "") + drawn;
   }
 
   _tellPatch(map) {
@@ -271,7 +263,7 @@ const LOGIT = "The score, or logit, is what the probability is computed from.";
 
   _listen() {
     find("methods").replaceChildren(...METHODS.map((method) => this._makeMethod(method)));
-    for (const name of ["target", "layer", "head", "masks", "colormap"]) {
+    for (const name of ["target", "layer", "head", "masks", "colormap", "form"]) {
       find(name).addEventListener("change", ({ target }) => this._change({ [name]: target.value }));
     }
     find("alpha").addEventListener("input", ({ target }) => this._change({ alpha: target.value / 100 }));
@@ -349,14 +341,28 @@ const LOGIT = "The score, or logit, is what the probability is computed from.";
   }
 }
 
-function tellValue(map, value) {
-  const even = findUniformLevel(map);
-  if (even) return `${number(value)}, ${number(value / even, 2)} times the even share`;
-  return map.signed ? signed(value) : number(value);
+/** Square numbers as a canvas with a pixel for each. */
+function paint(values, scale) {
+  const canvas = make("canvas", { width: values.length, height: values.length });
+  const image = new ImageData(values.length, values.length);
+  values.flat().forEach((value, k) => image.data.set([...colour(scale, value), 255], 4 * k));
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
 }
 
-function numbers(count, value, title) {
-  const options = Array.from({ length: count }, (_, n) => make("option", { value: String(n) }, String(n)));
+function rulePatches(pen, side, alpha) {
+  pen.globalAlpha = alpha;
+  pen.strokeStyle = "#ffffff";
+  pen.beginPath();
+  for (let edge = PATCH_PX; edge < side; edge += PATCH_PX) {
+    pen.moveTo(edge, 0);
+    pen.lineTo(edge, side);
+    pen.moveTo(0, edge);
+    pen.lineTo(side, edge);
+  }
+  pen.stroke();
+}
+
 function tellPlace(map, value) {
   const at = map.grid.flat().indexOf(value);
   const [row, column] = [Math.floor(at / map.grid.length), at % map.grid.length];
@@ -372,5 +378,13 @@ function tellSides(map, values) {
   return `${most} ${tellPlace(map, high)}; ${least} ${tellPlace(map, low)}.`;
 }
 
+function tellValue(map, value) {
+  const even = findUniformLevel(map);
+  if (even) return `${number(value)}, ${number(value / even, 2)} times the even share`;
+  return map.signed ? signed(value) : number(value);
+}
+
+function numbers(count, value, title) {
+  const options = Array.from({ length: count }, (_, n) => make("option", { value: String(n) }, String(n)));
   return [make("option", { value }, title), ...options];
 }
