@@ -218,6 +218,41 @@ def test_a_smooth_map_is_the_one_of_the_services_pictures(open_page, service, ti
     visit.check()
 
 
+def test_all_heads_are_shown_and_one_can_be_chosen(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    card = httpx.get(service + "/model", timeout=PATIENCE_S).json()
+    give(page, ("one.png", tiles[2]), ("two.png", tiles[3]))
+    wait_for_map(page)
+    assert not page.locator("#heads").is_visible()
+    page.get_by_role("radio", name="Attention").check()
+    wait_for_map(page, "attention")
+    page.locator("#heads summary").click()
+    buttons = page.locator("#heads-grid button")
+    page.locator("#heads-grid[aria-busy=false]").wait_for()
+    assert buttons.count() == card["layers"] * (card["heads"] + 1)
+    pressed = page.locator("#heads-grid [aria-pressed=true]")
+    assert pressed.get_attribute("aria-label") == f"Layer {card['layers'] - 1}, mean of all heads"
+    asked = count_calls(page)
+    page.get_by_role("button", name="Layer 1, head 0").press("Enter")
+    page.locator("#map-words:text-matches('layer 1 .*head 0')").wait_for()
+    assert page.locator("#heads-grid [aria-pressed=true]:focus").get_attribute("aria-label") == "Layer 1, head 0"
+    assert (page.locator("#layer").input_value(), page.locator("#head").input_value()) == ("1", "0")
+    assert count_calls(page) == asked + 1
+
+    # Another tile has others, in the colours that are chosen; only one that is looked at is asked about.
+    before = buttons.last.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+    with page.expect_response(re.compile("layout=heads")):
+        page.locator("#gallery [aria-selected=false]").click()
+    page.locator("#heads-grid[aria-busy=false]").wait_for()
+    assert buttons.last.locator("canvas").evaluate("canvas => canvas.toDataURL()") != before
+    page.locator("#colormap").select_option("magma")
+    page.get_by_role("radio", name="Evidence").check()
+    assert not page.locator("#heads").is_visible()
+    assert sum("layout=heads" in call["address"] for call in page.evaluate("calls")) == 2
+    visit.check()
+
+
 def test_many_tiles_and_broken_files_are_sorted_counted_and_saved(open_page, tiles, tmp_path):
     visit = open_page()
     page = visit.page
@@ -325,6 +360,11 @@ def test_a_phone_needs_no_scrolling_sideways(open_page, tiles):
     page.locator("#gallery [role=option]").last.tap()
     wait_for_map(page)
     assert 0 <= page.locator("#tile").bounding_box()["y"] < 740  # the answer has come into view
+    page.get_by_role("radio", name="Attention").check()
+    page.locator("#heads summary").click()
+    page.locator("#heads-grid[aria-busy=false] table").wait_for()
+    inside = page.locator("#tile").evaluate("(tile) => tile.scrollWidth <= tile.clientWidth")
+    assert inside, "the grid of heads scrolls by itself"
     page.locator(".facts summary").click()
     assert page.evaluate(width) == 360
     page.get_by_role("button", name="Table").click()
@@ -656,6 +696,9 @@ def test_axe_finds_no_serious_fault(open_page, tiles, scheme):
     wait_until_done(page, 3)
     wait_for_map(page)
     page.locator(".facts summary").click()
+    page.get_by_role("radio", name="Attention").check()
+    page.locator("#heads summary").click()
+    page.locator("#heads-grid[aria-busy=false] table").wait_for()
     check()
     page.get_by_role("button", name="Table").click()
     page.get_by_role("button", name="notes.png").click()

@@ -1,8 +1,9 @@
 // The map over the tile: asked for as numbers and drawn here, so that opacity, colours and view need no new request.
 
 import { find, make, press } from "./dom.js";
+import { Heads } from "./heads.js";
 import { chooseBox, drawBox, drawRuler, fade, readPicture } from "./picture.js";
-import { SMALLEST_LIMIT, chooseScale, colour, findUniformLevel } from "./scales.js";
+import { SMALLEST_LIMIT, chooseScale, colour, findUniformLevel, paint } from "./scales.js";
 import { explain } from "./problems.js";
 import { enlarge } from "./smooth.js";
 import { number, percent, signed } from "./words.js";
@@ -34,6 +35,8 @@ export class Heat {
     this._map = null;
     this._patch = null; // row and column under the pointer or the cursor
     this._controller = new AbortController();
+    const askForHeads = (tile, options) => this._api.explain(tile.file, options, undefined, () => {});
+    this._heads = new Heads(askForHeads, (layer, head) => this._chooseHead(layer, head), () => this._showHeads());
     this._card = null;
     this._offered = METHODS; // a network without tokens has neither attention nor rollout
     this._listen();
@@ -66,7 +69,21 @@ export class Heat {
       this._draw();
       if (tile) await this._readPicture(tile);
     }
+    this._showHeads();
     if (tile?.answer) await this._ask();
+  }
+
+  _showHeads() {
+    const { layer, head, colormap } = this.view;
+    const last = String((this._card?.layers ?? 1) - 1);
+    const tile = this._tile?.answer ? this._tile : null;
+    this._heads.show(tile, tile?.options(this._tiles.settings), { layer: layer === "" ? last : layer, head, colormap });
+  }
+
+  _chooseHead(layer, head) {
+    find("layer").value = layer;
+    find("head").value = head;
+    this._change({ layer, head });
   }
 
   async _readPicture(tile) {
@@ -291,6 +308,7 @@ export class Heat {
     Object.assign(this.view, values);
     this._showControls();
     this._draw();
+    this._showHeads();
     if (this._tile?.answer) this._ask();
   }
 
@@ -301,6 +319,7 @@ export class Heat {
       radio.checked = radio.value === method;
       radio.closest("label").hidden = !this._offered.some(({ name }) => name === radio.value);
     }
+    find("heads").hidden = method !== "attention";
     find("target").disabled = !isAboutClass;
     find("layer").disabled = find("head").disabled = method !== "attention";
     find("masks").disabled = method !== "occlusion";
@@ -339,15 +358,6 @@ export class Heat {
     this._patch = patch;
     this._draw();
   }
-}
-
-/** Square numbers as a canvas with a pixel for each. */
-function paint(values, scale) {
-  const canvas = make("canvas", { width: values.length, height: values.length });
-  const image = new ImageData(values.length, values.length);
-  values.flat().forEach((value, k) => image.data.set([...colour(scale, value), 255], 4 * k));
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return canvas;
 }
 
 function rulePatches(pen, side, alpha) {
