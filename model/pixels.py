@@ -468,7 +468,8 @@ def choose_field(shorter_px: int, tile_px: int, tile_mpp: float, mpp: float | No
     if mpp is None:
         text = (
             f"The scale is unknown: the whole centre square of the image was taken for the {tile_um:.0f} um of a tile."
-            " Send mpp (um per pixel) to have it read at its true scale."
+            " Where that is wrong its cells look too large or too small, and the answer means little: give um per pixel"
+            " (mpp)."
         )
         return shorter_px, [Note("unknown_scale", text)]
 

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any
 
 import typer
@@ -182,6 +183,7 @@ def serve(**variables: str) -> Iterator[str]:
             address = event.get("address", address)
             if event.get("event") == "ready":
                 break
+        Thread(target=process.stderr.read, daemon=True).start()  # a log that nobody takes stops the service
         try:
             yield address
         finally:

@@ -199,6 +199,60 @@ def test_colours_are_those_of_the_services_pictures(open_page):
     }
 
 
+def test_a_smooth_map_is_the_one_of_the_services_pictures(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    grid = np.array(ask(service, "/attention", tiles[2], method="evidence")["grid"], np.float32)
+    enlarged = page.evaluate(
+        """(grid) => import("./static/page/smooth.js").then(({enlarge}) => enlarge(grid, 150))""", grid.tolist()
+    )
+    expected = np.asarray(Image.fromarray(grid).resize((150, 150), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(enlarged, expected.clip(grid.min(), grid.max()), atol=1e-5 * np.abs(grid).max())
+
+    give(page, ("tile.png", tiles[2]))
+    wait_for_map(page)
+    patches, asked = look(page), count_calls(page)
+    page.locator("#form").select_option("smooth")
+    assert look(page) != patches and count_calls(page) == asked
+    assert "Smoothed between the patches" in page.locator("#map-words").inner_text()
+    visit.check()
+
+
+def test_all_heads_are_shown_and_one_can_be_chosen(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    card = httpx.get(service + "/model", timeout=PATIENCE_S).json()
+    give(page, ("one.png", tiles[2]), ("two.png", tiles[3]))
+    wait_for_map(page)
+    assert not page.locator("#heads").is_visible()
+    page.get_by_role("radio", name="Attention").check()
+    wait_for_map(page, "attention")
+    page.locator("#heads summary").click()
+    buttons = page.locator("#heads-grid button")
+    page.locator("#heads-grid[aria-busy=false]").wait_for()
+    assert buttons.count() == card["layers"] * (card["heads"] + 1)
+    pressed = page.locator("#heads-grid [aria-pressed=true]")
+    assert pressed.get_attribute("aria-label") == f"Layer {card['layers'] - 1}, mean of all heads"
+    asked = count_calls(page)
+    page.get_by_role("button", name="Layer 1, head 0").press("Enter")
+    page.locator("#map-words:text-matches('layer 1 .*head 0')").wait_for()
+    assert page.locator("#heads-grid [aria-pressed=true]:focus").get_attribute("aria-label") == "Layer 1, head 0"
+    assert (page.locator("#layer").input_value(), page.locator("#head").input_value()) == ("1", "0")
+    assert count_calls(page) == asked + 1
+
+    # Another tile has others, in the colours that are chosen; only one that is looked at is asked about.
+    before = buttons.last.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+    with page.expect_response(re.compile("layout=heads")):
+        page.locator("#gallery [aria-selected=false]").click()
+    page.locator("#heads-grid[aria-busy=false]").wait_for()
+    assert buttons.last.locator("canvas").evaluate("canvas => canvas.toDataURL()") != before
+    page.locator("#colormap").select_option("magma")
+    page.get_by_role("radio", name="Evidence").check()
+    assert not page.locator("#heads").is_visible()
+    assert sum("layout=heads" in call["address"] for call in page.evaluate("calls")) == 2
+    visit.check()
+
+
 def test_many_tiles_and_broken_files_are_sorted_counted_and_saved(open_page, tiles, tmp_path):
     visit = open_page()
     page = visit.page
@@ -306,6 +360,11 @@ def test_a_phone_needs_no_scrolling_sideways(open_page, tiles):
     page.locator("#gallery [role=option]").last.tap()
     wait_for_map(page)
     assert 0 <= page.locator("#tile").bounding_box()["y"] < 740  # the answer has come into view
+    page.get_by_role("radio", name="Attention").check()
+    page.locator("#heads summary").click()
+    page.locator("#heads-grid[aria-busy=false] table").wait_for()
+    inside = page.locator("#tile").evaluate("(tile) => tile.scrollWidth <= tile.clientWidth")
+    assert inside, "the grid of heads scrolls by itself"
     page.locator(".facts summary").click()
     assert page.evaluate(width) == 360
     page.get_by_role("button", name="Table").click()
@@ -329,6 +388,90 @@ def test_an_unknown_scale_can_be_given(open_page, tiles):
     page.get_by_role("button", name="Use for all").click()
     page.get_by_text("0.5 µm per pixel, given with the request").wait_for()
     assert page.locator("#mpp").input_value() == "0.5"
+
+
+def test_an_answer_of_unknown_scale_gets_no_tick(open_page, service):
+    """Though the service finds nothing else to doubt."""
+    page = open_page().page
+    image = (SHIPPED_ARTIFACT / "golden.png").read_bytes()
+    assert ask(service, "/predict", image)["verdict"] == "ok"
+    drop(page, ("tile.png", image))
+    wait_until_done(page, 1)
+    verdict = page.locator("#verdict")
+    assert verdict.locator("strong").inner_text() == "Within the model's limits, if the scale is right"
+    assert verdict.locator(".sign").inner_text() == "?"
+    unsure = verdict.evaluate("(box) => getComputedStyle(box).borderLeftColor")
+    page.locator("#tile-mpp").fill("0.495")
+    page.get_by_role("button", name="Use for this tile").click()
+    page.locator("#verdict[data-verdict=ok]").wait_for()
+    assert verdict.locator(".sign").inner_text() == "\u2713"
+    assert "No reason for doubt was found" in verdict.inner_text()
+    assert verdict.evaluate("(box) => getComputedStyle(box).borderLeftColor") != unsure
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "is_said"),
+    [
+        ({"Tumor": 0.8, "Stroma": 0.12, "Complex": 0.08}, ["Tumor", "Complex"], True),
+        ({"Tumor": 0.8, "Stroma": 0.12, "Complex": 0.08}, ["Tumor", "Stroma"], False),
+    ],
+)
+def test_a_set_that_leaves_a_likelier_class_out_says_why(open_page, service, tiles, probabilities, labels, is_said):
+    page = open_page().page
+    answer = ask(service, "/predict", tiles[0])
+    answer |= {"label": "Tumor", "confidence": 0.8, "probabilities": probabilities}
+    answer["prediction_set"] = {"labels": labels, "coverage": 0.9}
+    page.context.route("**/predict", lambda route: route.fulfill(json=answer))
+    drop(page, ("tile.png", tiles[0]))
+    wait_until_done(page, 1)
+    assert ("Each class has a threshold of its own" in page.locator("#set").inner_text()) == is_said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.5, -0.25), "Most for Tumor in row 1, column 1: +0.5; most against it in row 10, column 10: \u22120.25."),
+        (
+            (-0.25, -0.5),
+            "Nothing speaks for Tumor; least against it in row 1, column 1: \u22120.25; "
+            "most against it in row 10, column 10: \u22120.5.",
+        ),
+        (
+            (0.5, 0.25),
+            "Most for Tumor in row 1, column 1: +0.5; nothing against it; least for it in row 10, column 10: +0.25.",
+        ),
+        ((0.0001, -0.0001), "Nothing here speaks for or against Tumor."),
+    ],
+)
+def test_the_ends_of_a_signed_map_are_called_what_they_are(open_page, service, tiles, values, said):
+    high, low = values
+    grid = np.full((10, 10), (high + low) / 2)
+    grid[0, 0], grid[9, 9] = high, low
+    answer = ask(service, "/attention", tiles[0], method="occlusion", target="Tumor", format="json")
+    page = open_page().page
+    page.context.route(re.compile("attention"), lambda route: route.fulfill(json=answer | {"grid": grid.tolist()}))
+    drop(page, ("tile.png", tiles[0]))
+    wait_for_map(page)
+    assert page.locator("#readout").inner_text() == f"{said} Point at a patch to read it."
+
+
+def test_a_model_card_compares_with_machines_alone(open_page, service):
+    """Not with the accuracy of a bin of answers, which stands under a protocol of its own."""
+    page = open_page().page
+    page.get_by_role("button", name="Model card").click()
+    metrics = httpx.get(service + "/model", timeout=PATIENCE_S).json()["metrics"]
+    protocol = metrics[0]["protocol"]
+    machines = [m for m in metrics if m["protocol"] == protocol and m["name"].startswith("accuracy of ")]
+    best = max(machines, key=lambda machine: machine["value"])["name"].removeprefix("accuracy of ")
+    assert f"simple machine beside it ({best})" in page.locator("#card summary").first.inner_text()
+
+
+def test_few_tiles_are_not_stretched_to_fill_the_list(open_page, tiles):
+    page = open_page().page
+    drop(page, ("tile.png", tiles[0]))
+    wait_until_done(page, 1)
+    place = page.locator("#gallery [role=option]").bounding_box()
+    assert place["height"] < 1.5 * place["width"]
 
 
 def test_settings_ask_for_everything_again(open_page, tiles):
@@ -553,6 +696,9 @@ def test_axe_finds_no_serious_fault(open_page, tiles, scheme):
     wait_until_done(page, 3)
     wait_for_map(page)
     page.locator(".facts summary").click()
+    page.get_by_role("radio", name="Attention").check()
+    page.locator("#heads summary").click()
+    page.locator("#heads-grid[aria-busy=false] table").wait_for()
     check()
     page.get_by_role("button", name="Table").click()
     page.get_by_role("button", name="notes.png").click()

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from model.convnets import ConvMixerConfig, ResNetConfig
@@ -5,6 +8,7 @@ from model.msht import MSHTConfig
 from model.vit import ViTConfig
 from training.config import BadConfig, Distil, Fit, Pretrain, read_config
 
+SHIPPED = Path(__file__).parents[2] / "configs" / "default.toml"
 MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\n'
 
 
@@ -89,3 +93,12 @@ def test_keys_inside_lists_are_checked_as_well(write):
 def test_broken_toml_is_named(write):
     with pytest.raises(BadConfig, match="not valid TOML"):
         read_config(write("name = "), [], Fit)
+
+
+def test_every_tile_that_the_shipped_network_learnt_from_is_accounted_for():
+    source = read_config(SHIPPED, [], Fit).card.data[0]
+    qualities = re.findall(r"(\d+) (?:with their own|enlarged|recompressed)", source.origin)
+    slides = re.findall(r"known of (\d+)", source.origin)
+    assert (len(qualities), sum(map(int, qualities))) == (3, source.n)
+    assert (len(slides), sum(map(int, slides))) == (2, source.n)
+    assert "\n" not in source.origin  # a cell of the card's table

@@ -8,6 +8,8 @@ import { asLabel, asSentence, describeVerdict, list, number, percent } from "./w
 const STATES = { waiting: "Waiting for its turn", asked: "Asking the service", cancelled: "Cancelled before it was answered" };
 const SOURCES = { request: "given with the request", tag: "from the file's tag", unknown: "unknown" };
 
+const UNDOUBTED = "No reason for doubt was found. The class can still be wrong: see below how likely each is.";
+
 export class Detail {
   constructor(colorOf, describeClass) {
     this._colorOf = colorOf;
@@ -26,7 +28,7 @@ export class Detail {
     find("tile").dataset.state = problem ? "failed" : tile.state;
     find("looked").hidden = !answer;
     for (const part of [".likely", ".facts"]) document.querySelector(part).hidden = !answer;
-    find("scale-form").hidden = !answer || !answer.warnings.some(({ code }) => code === "unknown_scale");
+    find("scale-form").hidden = !answer || !lacksScale(answer);
     if (answer) this._drawAnswer(tile);
     else this._drawProblem(tile);
   }
@@ -53,7 +55,9 @@ export class Detail {
     find("facts").replaceChildren(...listFacts(tile));
   }
 
-  _drawVerdict({ verdict, reasons, warnings, tta }) {
+  _drawVerdict(answer) {
+    const { reasons, warnings, tta } = answer;
+    const verdict = answer.verdict === "ok" && lacksScale(answer) ? "unscaled" : answer.verdict;
     const { mark: sign, title } = describeVerdict(verdict);
     const heading = verdict === "ok" && warnings.length ? `${title}, but:` : title;
     const remarks = [...reasons, ...warnings].map(({ text }) => make("li", {}, asSentence(text)));
@@ -66,7 +70,7 @@ export class Detail {
     find("verdict").dataset.verdict = verdict;
     find("verdict").replaceChildren(
       mark(sign),
-      make("div", {}, make("p", {}, make("strong", {}, heading)), ...(remarks.length ? [make("ul", {}, ...remarks)] : [])),
+      make("div", {}, make("p", {}, make("strong", {}, heading)), remarks.length ? make("ul", {}, ...remarks) : make("p", {}, UNDOUBTED)),
     );
   }
 
@@ -90,6 +94,10 @@ export class Detail {
   }
 }
 
+function lacksScale({ warnings }) {
+  return warnings.some(({ code }) => code === "unknown_scale");
+}
+
 function mark(sign) {
   return make("span", { className: "sign", ariaHidden: "true" }, sign);
 }
@@ -97,7 +105,10 @@ function mark(sign) {
 function tellSet(set, probabilities) {
   if (!set) return "This model has no measured sets of classes, so none is named.";
   const all = set.labels.length === Object.keys(probabilities).length ? " That is all of them: it can't tell." : "";
-  return `The set: ${list(set.labels, "or")}. Of tiles like those it was measured on, ${percent(set.coverage)} have their true class in such a set.${all}`;
+  const outside = Object.keys(probabilities).filter((name) => !set.labels.includes(name));
+  const isSkipped = outside.some((name) => set.labels.some((inside) => probabilities[inside] < probabilities[name]));
+  const skipped = isSkipped ? " Each class has a threshold of its own, so a likelier one may be left out." : "";
+  return `Can't be ruled out (the set): ${list(set.labels, "or")}. Of tiles like those it was measured on, ${percent(set.coverage)} have their true class in such a set.${skipped}${all}`;
 }
 
 function listFacts({ answer, requestId, timing }) {

@@ -1,12 +1,15 @@
 // The map over the tile: asked for as numbers and drawn here, so that opacity, colours and view need no new request.
 
 import { find, make, press } from "./dom.js";
+import { Heads } from "./heads.js";
 import { chooseBox, drawBox, drawRuler, fade, readPicture } from "./picture.js";
-import { chooseScale, colour, findUniformLevel } from "./scales.js";
+import { SMALLEST_LIMIT, chooseScale, colour, findUniformLevel, paint } from "./scales.js";
 import { explain } from "./problems.js";
+import { enlarge } from "./smooth.js";
 import { number, percent, signed } from "./words.js";
 
 const PATCH_PX = 60; // of the canvas, per patch: sharp on screens of two pixels a point
+const SMOOTH_PX = 15; // per patch, of a smooth map before the browser brings it to the canvas
 const GREY_FROM = 0.25; // below this opacity the tile's own colours come back
 
 export const METHODS = [
@@ -18,9 +21,11 @@ export const METHODS = [
 
 const ROUTING = "It shows where information was routed, not why, and is the same whatever class is asked about.";
 
+const LOGIT = "The score, or logit, is what the probability is computed from.";
+
 export class Heat {
   constructor(api, tiles) {
-    this.view = { method: "evidence", target: "", layer: "", head: "mean", masks: "25", colormap: "viridis", alpha: 0.6 };
+    this.view = { method: "evidence", target: "", layer: "", head: "mean", masks: "25", colormap: "viridis", form: "patches", alpha: 0.6 };
     this._api = api;
     this._tiles = tiles;
     this._tile = null;
@@ -30,6 +35,8 @@ export class Heat {
     this._map = null;
     this._patch = null; // row and column under the pointer or the cursor
     this._controller = new AbortController();
+    const askForHeads = (tile, options) => this._api.explain(tile.file, options, undefined, () => {});
+    this._heads = new Heads(askForHeads, (layer, head) => this._chooseHead(layer, head), () => this._showHeads());
     this._card = null;
     this._offered = METHODS; // a network without tokens has neither attention nor rollout
     this._listen();
@@ -62,7 +69,21 @@ export class Heat {
       this._draw();
       if (tile) await this._readPicture(tile);
     }
+    this._showHeads();
     if (tile?.answer) await this._ask();
+  }
+
+  _showHeads() {
+    const { layer, head, colormap } = this.view;
+    const last = String((this._card?.layers ?? 1) - 1);
+    const tile = this._tile?.answer ? this._tile : null;
+    this._heads.show(tile, tile?.options(this._tiles.settings), { layer: layer === "" ? last : layer, head, colormap });
+  }
+
+  _chooseHead(layer, head) {
+    find("layer").value = layer;
+    find("head").value = head;
+    this._change({ layer, head });
   }
 
   async _readPicture(tile) {
@@ -170,23 +191,12 @@ export class Heat {
       pen.drawImage(faded, 0, 0, side, side);
     }
     if (this._map) {
-      const small = make("canvas", { width: grid, height: grid });
-      const image = new ImageData(grid, grid);
-      this._map.grid.flat().forEach((value, k) => image.data.set([...colour(this._scale, value), 255], 4 * k));
-      small.getContext("2d").putImageData(image, 0, 0);
-      pen.imageSmoothingEnabled = false; // the patches as they are: smoothing would feign a precision that isn't there
+      const isSmooth = this.view.form === "smooth"; // never by itself: it feigns a precision that isn't there
+      const values = isSmooth ? enlarge(this._map.grid, SMOOTH_PX * grid) : this._map.grid;
+      pen.imageSmoothingEnabled = isSmooth;
       pen.globalAlpha = tile ? alpha : 1;
-      pen.drawImage(small, 0, 0, side, side);
-      pen.globalAlpha = 0.2 * Math.min(1, alpha / GREY_FROM);
-      pen.strokeStyle = "#ffffff";
-      pen.beginPath();
-      for (let edge = PATCH_PX; edge < side; edge += PATCH_PX) {
-        pen.moveTo(edge, 0);
-        pen.lineTo(edge, side);
-        pen.moveTo(0, edge);
-        pen.lineTo(side, edge);
-      }
-      pen.stroke();
+      pen.drawImage(paint(values, this._scale), 0, 0, side, side);
+      if (!isSmooth) rulePatches(pen, side, 0.2 * Math.min(1, alpha / GREY_FROM));
     }
     pen.globalAlpha = 1;
   }
@@ -248,20 +258,19 @@ export class Heat {
     const sides = `orange speaks for ${map.target}, blue against it`;
     const exact = this._card?.maps?.evidence === "exact" ? "" : " An approximation: the patches don't add up to the logit exactly.";
     const words = {
-      attention: `What the class token looked at, in layer ${map.layer} of 0 to ${(this._card?.layers ?? 1) - 1}, ${map.head === "mean" ? "mean of all heads" : `head ${map.head}`}. ${ROUTING}`,
+      attention: `What the class token, which gathers the answer, looked at in layer ${map.layer} of 0 to ${(this._card?.layers ?? 1) - 1}, ${map.head === "mean" ? "mean of all heads" : `head ${map.head}`}. ${ROUTING}`,
       rollout: `Attention carried through all layers. ${ROUTING}`,
-      evidence: `What each patch adds to the score of ${map.target}: ${sides}.${exact}`,
-      occlusion: `How far the score of ${map.target} falls when patches are taken away, group by group: ${sides}.`,
+      evidence: `What each patch adds to the score of ${map.target}: ${sides}. ${LOGIT}${exact}`,
+      occlusion: `How far the score of ${map.target} falls when patches are taken away, group by group: ${sides}. ${LOGIT}`,
     };
-    return words[map.method] ?? "";
+    const drawn = this.view.form === "smooth" ? " Smoothed between the patches; the map has one number for each." : "";
+    return (words[map.method] ?? "") + drawn;
   }
 
   _tellPatch(map) {
     const values = map.grid.flat();
     if (!this._patch) {
-      const peak = values.indexOf(Math.max(...values));
-      const [row, column] = [Math.floor(peak / map.grid.length), peak % map.grid.length];
-      return `Highest in row ${row + 1}, column ${column + 1}: ${tellValue(map, values[peak])}. Point at a patch to read it.`;
+      return `${map.signed ? tellSides(map, values) : `Most in ${tellPlace(map, Math.max(...values))}.`} Point at a patch to read it.`;
     }
     const { row, column } = this._patch;
     return `Row ${row + 1}, column ${column + 1}: ${tellValue(map, map.grid[row][column])}`;
@@ -271,7 +280,7 @@ export class Heat {
 
   _listen() {
     find("methods").replaceChildren(...METHODS.map((method) => this._makeMethod(method)));
-    for (const name of ["target", "layer", "head", "masks", "colormap"]) {
+    for (const name of ["target", "layer", "head", "masks", "colormap", "form"]) {
       find(name).addEventListener("change", ({ target }) => this._change({ [name]: target.value }));
     }
     find("alpha").addEventListener("input", ({ target }) => this._change({ alpha: target.value / 100 }));
@@ -299,6 +308,7 @@ export class Heat {
     Object.assign(this.view, values);
     this._showControls();
     this._draw();
+    this._showHeads();
     if (this._tile?.answer) this._ask();
   }
 
@@ -309,6 +319,7 @@ export class Heat {
       radio.checked = radio.value === method;
       radio.closest("label").hidden = !this._offered.some(({ name }) => name === radio.value);
     }
+    find("heads").hidden = method !== "attention";
     find("target").disabled = !isAboutClass;
     find("layer").disabled = find("head").disabled = method !== "attention";
     find("masks").disabled = method !== "occlusion";
@@ -347,6 +358,34 @@ export class Heat {
     this._patch = patch;
     this._draw();
   }
+}
+
+function rulePatches(pen, side, alpha) {
+  pen.globalAlpha = alpha;
+  pen.strokeStyle = "#ffffff";
+  pen.beginPath();
+  for (let edge = PATCH_PX; edge < side; edge += PATCH_PX) {
+    pen.moveTo(edge, 0);
+    pen.lineTo(edge, side);
+    pen.moveTo(0, edge);
+    pen.lineTo(side, edge);
+  }
+  pen.stroke();
+}
+
+function tellPlace(map, value) {
+  const at = map.grid.flat().indexOf(value);
+  const [row, column] = [Math.floor(at / map.grid.length), at % map.grid.length];
+  return `row ${row + 1}, column ${column + 1}: ${tellValue(map, value)}`;
+}
+
+/** Both ends of a signed map, neither of which need be on the side that its name says. */
+function tellSides(map, values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  if (Math.max(high, -low) < SMALLEST_LIMIT) return `Nothing here speaks for or against ${map.target}.`;
+  const most = high > 0 ? `Most for ${map.target} in` : `Nothing speaks for ${map.target}; least against it in`;
+  const least = low < 0 ? "most against it in" : "nothing against it; least for it in";
+  return `${most} ${tellPlace(map, high)}; ${least} ${tellPlace(map, low)}.`;
 }
 
 function tellValue(map, value) {

@@ -3,9 +3,10 @@
 // so that a flat map looks flat.
 
 import { TABLES } from "./colours.js";
+import { make } from "./dom.js";
 import { number, signed } from "./words.js";
 
-const SMALLEST_LIMIT = 1e-3; // a map weaker than this is rounding and must look like nothing
+export const SMALLEST_LIMIT = 1e-3; // a map weaker than this is rounding and must look like nothing
 
 /**
  * @typedef {{low: number, high: number, table: Uint8ClampedArray, ticks: {value: number, label: string}[]}} Scale
@@ -41,6 +42,15 @@ export function colour(scale, value) {
   const level = Math.round((255 * (value - scale.low)) / (scale.high - scale.low));
   const at = 3 * Math.min(255, Math.max(0, level));
   return [scale.table[at], scale.table[at + 1], scale.table[at + 2]];
+}
+
+/** Square numbers as a canvas with a pixel for each. */
+export function paint(values, scale) {
+  const canvas = make("canvas", { width: values.length, height: values.length });
+  const image = new ImageData(values.length, values.length);
+  values.flat().forEach((value, k) => image.data.set([...colour(scale, value), 255], 4 * k));
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
 }
 
 /** What every patch would have if attention were spread evenly; null where that means nothing. */

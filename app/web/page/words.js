@@ -37,6 +37,7 @@ export function asLabel(name) {
 
 export const VERDICTS = {
   ok: { mark: "\u2713", title: "Within the model's limits", short: "ok" },
+  unscaled: { mark: "?", title: "Within the model's limits, if the scale is right", short: "ok, if the scale is right" },
   uncertain: { mark: "?", title: "Uncertain: look for yourself", short: "uncertain" },
   out_of_scope: { mark: "\u2715", title: "Not an image for this model: don't rely on the class", short: "out of scope" },
 };
