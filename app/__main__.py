@@ -165,6 +165,8 @@ def attention(
     form = output.suffix.lower().removeprefix(".")
     if form not in ("png", "npy", "json"):
         fail(f"{output} must end in .png, .npy or .json, which also says what is written")
+    if not file.is_file():
+        fail(f"{file} can't be read: there is no such file")
     with complaining():
         answer = asyncio.run(_attend(_open(url, api_key, artifact), file, query | {"format": form}))
     try:
@@ -298,8 +300,8 @@ def print_table(answers: list[Answer]) -> None:
         Column("file", overflow="fold"), "label", Column("confidence", justify="right"), "verdict", box=SIMPLE
     )
     for answer in answers:
-        reasons = ", ".join(reason["code"] for reason in answer["reasons"])
-        verdict = f"{answer['verdict']} ({reasons})" if reasons else answer["verdict"]
+        remarks = ", ".join(remark["code"] for remark in (*answer["reasons"], *answer["warnings"]))
+        verdict = f"{answer['verdict']} ({remarks})" if remarks else answer["verdict"]
         table.add_row(answer["file"], answer["label"], f"{answer['confidence']:.3f}", verdict)
     if answers:
         console.print(table)

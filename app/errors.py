@@ -85,6 +85,7 @@ HTTP_KINDS = {
     404: Kind(404, "not_found", "There is nothing here"),
     405: Kind(405, "method_not_allowed", "The method is not allowed here"),
 }
+UNKNOWN_PARAMETER = "this route has no such parameter; /docs shows all there are"
 HTTP_DETAILS = {
     404: "no route has this path; /docs shows all there are",
     405: "this path has other methods, named in the Allow header; /docs shows all there are",
@@ -130,7 +131,10 @@ def _tell(error: Exception, kind: Kind) -> str:
 def _list_parameters(error: RequestValidationError) -> list[schemas.ParameterError]:
     """Without the values that came: they may be anything, and logs and answers should not repeat it."""
     return [
-        schemas.ParameterError(parameter=".".join(str(part) for part in entry["loc"][1:]), message=entry["msg"])
+        schemas.ParameterError(
+            parameter=".".join(str(part) for part in entry["loc"][1:]),
+            message=UNKNOWN_PARAMETER if entry["type"] == "extra_forbidden" else entry["msg"],
+        )
         for entry in error.errors()
     ]
 

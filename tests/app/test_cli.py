@@ -114,6 +114,11 @@ def test_predict_ends_well_when_all_are_answered(tiles):
     assert len(json.loads(result.stdout)) == 2
 
 
+def test_the_table_tells_what_is_remarked_on_an_image(tiles):
+    assert "unknown_scale" in run("predict", tiles / "b.png").stdout
+    assert "unknown_scale" not in run("predict", tiles / "b.png", "--mpp", "0.495").stdout
+
+
 def test_predict_is_the_same_with_and_without_a_service(tiles, service):
     arguments = ["predict", tiles, "--format", "json", "--mpp", "0.495", "--tta"]
     here, there = run(*arguments), run(*arguments, "--url", service, "--api-key", KEY)
@@ -214,7 +219,7 @@ def test_attention_of_a_service_is_the_same(tiles, tmp_path, service):
         (["attention", "b.png", "-o", "nowhere/map.png"], "can't be written"),
         (["attention", "b.png", "-o", "map.png", "--method", "attention", "--layer", "99"], "layer 99"),
         (["attention", "b.png", "-o", "map.png", "--target", "Moon"], "Moon"),
-        (["attention", "none.png", "-o", "map.png"], "can't be read"),
+        (["attention", "none.png", "-o", "map.png"], "none.png can't be read"),
         (["predict", "b.png", "--url", "http://127.0.0.1:1"], "nobody answers at http://127.0.0.1:1"),
         (["predict", "b.png", "--url", "127.0.0.1:8000"], "http://"),
         (["predict", "b.png", "--url", "http://127.0.0.1:1", "--artifact", "x"], "--artifact"),

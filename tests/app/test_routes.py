@@ -232,6 +232,11 @@ def test_the_wrong_parameter_is_named_and_its_value_not_repeated(client, png):
     assert "Meyer" not in answer.text
 
 
+def test_a_misspelt_parameter_is_said_to_be_unknown(client, png):
+    answer = client.post_image("/predict?mmp=0.5", png).json()
+    assert answer["detail"] == "mmp: this route has no such parameter; /docs shows all there are"
+
+
 def test_images_that_cannot_be_judged(client, png):
     animated = io.BytesIO()
     frames = [Image.fromarray(draw_tile(kind, 1)) for kind in range(2)]
