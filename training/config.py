@@ -191,6 +191,13 @@ class Pretrain(Section):
     optimisation: Optimisation = Optimisation()
 
     @model_validator(mode="after")
+    def tell_heads_apart(self) -> "Pretrain":
+        names = [source.folder.name for source in self.sources if source.kind != "images"]
+        if len(set(names)) != len(names):
+            raise ValueError(f"heads are called after their source's folder, whose names must differ, got {names}")
+        return self
+
+    @model_validator(mode="after")
     def guess_only_what_is_hidden(self) -> "Pretrain":
         if self.masked is None:
             unlabelled = [str(source.folder) for source in self.sources if source.kind == "images"]

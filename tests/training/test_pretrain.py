@@ -236,6 +236,11 @@ def test_a_killed_run_that_guesses_ends_with_the_weights_of_one_that_was_not(fol
         assert torch.equal(a, b)
 
 
+def test_two_sources_of_one_name_are_refused(folders):
+    with pytest.raises(ValueError, match=r"names must differ, got .*'coarse', 'coarse'"):
+        make_config(folders, sources=[Source(kind="classes", folder=folders / "coarse", share=1)] * 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
