@@ -28,7 +28,7 @@ class Guesser(nn.Module):
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid**2, width))
-        self.block = Block(ViTConfig(width=width, heads=width // HEAD_WIDTH), drop_path=0)
+        self.block = Block(ViTConfig(width=width, heads=width // HEAD_WIDTH, mlp_ratio=2), drop_path=0)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, EDGES + COLOURS)
         self.standardise = nn.BatchNorm1d(EDGES + COLOURS, affine=False)
@@ -56,8 +56,8 @@ def masked_loss(guesser: Guesser, tokens: Tensor, kept: Tensor, tiles: Tensor) -
     """Mean squared error on dropped patches: 1 for the edges and 1 for the colours of who knows only their means."""
     errors: Tensor = (guesser(tokens, kept).float() - guesser.truth(tiles)).square()
     dropped = torch.ones(errors.shape[:2], dtype=torch.bool, device=errors.device).scatter(1, kept, False)
-    of_dropped = errors[dropped]
-    return of_dropped[:, :EDGES].mean() + of_dropped[:, EDGES:].mean()
+    of_patches = errors[..., :EDGES].mean(dim=2) + errors[..., EDGES:].mean(dim=2)  # (N, P)
+    return of_patches[dropped].mean()
 
 
 def describe(tiles: Tensor, grid: int) -> Tensor:
