@@ -150,13 +150,13 @@ class Fit(Section):
 
 
 class Source(Section):
-    """One folder of annotated images for pretraining; `share` is its part of every batch.
+    """One folder of images for pretraining; `share` is its part of every batch.
 
     classes: a folder per class. points: a table image, x, y, kind of marked nuclei. masks: a table image, mask, grade
-    of outlined glands. Images lie in `folder`, or where the table says, seen from it.
+    of outlined glands. images: nothing is known of them. Images lie in `folder`, or where the table says, seen from it.
     """
 
-    kind: Literal["classes", "points", "masks"]
+    kind: Literal["classes", "points", "masks", "images"]
     folder: Path
     share: Positive
     mpp: Positive | None = None  # default: the whole image is the tile
@@ -178,6 +178,13 @@ class Rule(Section):
     absent: list[str] = []
 
 
+class Masked(Section):
+    """What lies in the dropped patches of all images is guessed from the kept ones."""
+
+    weight: Positive = 1.0  # beside the losses of the labels
+    width: int = Field(96, gt=0, multiple_of=32)  # of the decoder, a single block that is thrown away afterwards
+
+
 class Pretrain(Section):
     """`tissue-train pretrain`."""
 
@@ -187,9 +194,30 @@ class Pretrain(Section):
     sources: Annotated[list[Source], Field(min_length=1)]
     classes: list[str] = []  # of the weak labels; the head learnt here is kept by `fit --init` on the same classes
     rules: list[Rule] = []
+    masked: Masked | None = None
     model: Tokens = ViTConfig()
     augment: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
+
+    @model_validator(mode="after")
+    def tell_heads_apart(self) -> "Pretrain":
+        names = [source.folder.name for source in self.sources if source.kind != "images"]
+        if len(set(names)) != len(names):
+            raise ValueError(f"heads are called after their source's folder, whose names must differ, got {names}")
+        return self
+
+    @model_validator(mode="after")
+    def guess_only_what_is_hidden(self) -> "Pretrain":
+        if self.masked is None:
+            unlabelled = [str(source.folder) for source in self.sources if source.kind == "images"]
+            if unlabelled:
+                raise ValueError(f"without labels, {unlabelled[0]} teaches only by [masked]: add that section")
+            return self
+        if not isinstance(self.model, ViTConfig):
+            raise ValueError(f"{self.model.architecture} sees dropped patches by its convolutions: take [masked] away")
+        if not self.optimisation.token_drop:
+            raise ValueError("[masked] guesses dropped patches, and none is: set optimisation.token_drop, such as 0.5")
+        return self
 
 
 class Contestant(Section):

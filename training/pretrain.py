@@ -1,4 +1,5 @@
-"""What is learnt before the labelled tiles: whole-image classes, nuclei and glands per patch, labels by rule.
+"""What is learnt before the labelled tiles: whole-image classes, nuclei and glands per patch, labels by rule, and with
+`[masked]` what dropped patches hold, of images without labels too.
 
     tissue-train pretrain configs/pretrain.toml
 
@@ -23,11 +24,14 @@ from torch import Tensor, nn
 
 from model.network import TokenConfig, build_tokens
 from training.augment import keep_some_patches, mean_density, recolour
-from training.config import BadConfig, Pretrain, Rule, Source
+from training.config import BadConfig, Masked, Pretrain, Rule, Source
+from training.data import images_below
+from training.masking import Guesser, masked_loss
 from training.train import best_device, optimise
 
 Pixels = NDArray[np.uint8]
 NO_LABEL = -1  # what torch's cross-entropy is told to ignore
+DROPPED = "dropped patches"  # the task of `[masked]`
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Collection:
     """A source, read: its fields and the names of what is marked."""
 
     source: Source
-    names: list[str]  # classes, kinds of nuclei, or grades
+    names: list[str]  # classes, kinds of nuclei, or grades; none of images alone
     fields: list[Field]
     held_out: list[Field]
 
@@ -66,7 +70,8 @@ class Cut(NamedTuple):
 
 
 def read_source(source: Source) -> Collection:
-    read = {"classes": read_classes, "points": read_points, "masks": read_masks}[source.kind]
+    readers = {"classes": read_classes, "points": read_points, "masks": read_masks, "images": read_images}
+    read = readers[source.kind]
     names, named = read(source)
     if not named:
         raise BadConfig(f"source '{source.folder}' holds no images of kind '{source.kind}'")
@@ -121,6 +126,10 @@ def read_masks(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
         field = Field(read_pixels(source.folder / row["image"]), mask=mask, grade=names.index(row["grade"]))
         fields.append((row.get("patient", row["image"]), field))
     return names, fields
+
+
+def read_images(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
+    return [], [(path.as_posix(), Field(read_pixels(path))) for path in images_below(source.folder)]
 
 
 def read_table(source: Source) -> Iterator[dict[str, str]]:
@@ -226,40 +235,50 @@ def gather(cuts: list[Cut]) -> Batch:
 
 
 class Pretrained(nn.Module):
-    """The trunk, whose own head learns the weak labels, and one more head for each source."""
+    """The trunk, whose own head learns the weak labels, one more head for each labelled source, and the guesser."""
 
-    def __init__(self, config: TokenConfig, classes: int, collections: list[Collection]) -> None:
+    def __init__(
+        self, config: TokenConfig, classes: int, collections: list[Collection], masked: Masked | None = None
+    ) -> None:
         super().__init__()
         self.vit = build_tokens(config, max(classes, 1))
         self.heads = nn.ModuleDict()
         for collection in collections:
             if collection.source.kind == "classes":
                 self.heads[collection.task] = nn.Linear(config.feature_width, len(collection.names))
-            else:  # kinds of nuclei; or gland share and grade
+            elif collection.source.kind != "images":  # kinds of nuclei; or gland share and grade
                 width = len(collection.names) if collection.source.kind == "points" else 2
                 self.heads[collection.task] = nn.Linear(config.width, width)
+        self.guesser = Guesser(config, masked.width) if masked else None
 
 
-def source_losses(
+def task_losses(
     model: Pretrained, collections: list[Collection], batches: list[Batch], images: Tensor, kept: Tensor
-) -> list[Tensor]:
+) -> dict[str, Tensor]:
     out = model.vit(images, kept=kept)
     patches = model.vit.norm(out.tokens[-1])[:, 1:]  # (N, M, D)
-    losses = []
+    losses = {}
     start = 0
     for collection, batch in zip(collections, batches, strict=True):
         here = slice(start, start + len(batch.tiles))
         start = here.stop
-        head = model.heads[collection.task]
-        if collection.source.kind == "classes":
-            losses.append(F.cross_entropy(head(out.features[here]).float(), batch.labels, label_smoothing=0.1))
+        kind, task = collection.source.kind, collection.task
+        if kind == "images":
+            continue
+        head = model.heads[task]
+        if kind == "classes":
+            losses[task] = F.cross_entropy(head(out.features[here]).float(), batch.labels, label_smoothing=0.1)
             continue
         truth = batch.patches.gather(1, kept[here].unsqueeze(-1).expand(-1, -1, batch.patches.shape[-1]))  # (n, M, C)
-        loss_of_patches = nuclei_loss if collection.source.kind == "points" else gland_loss
-        losses.append(loss_of_patches(head(patches[here]).float(), truth))
+        loss_of_patches = nuclei_loss if kind == "points" else gland_loss
+        losses[task] = loss_of_patches(head(patches[here]).float(), truth)
         if (batch.weak_labels != NO_LABEL).any():
             logits = out.logits[here].float()
-            losses.append(F.cross_entropy(logits, batch.weak_labels, ignore_index=NO_LABEL, label_smoothing=0.1))
+            weak_loss = F.cross_entropy(logits, batch.weak_labels, ignore_index=NO_LABEL, label_smoothing=0.1)
+            losses[f"{task} by rule"] = weak_loss
+    if model.guesser is not None:
+        tiles = torch.cat([batch.tiles for batch in batches])
+        losses[DROPPED] = masked_loss(model.guesser, patches, kept, tiles)
     return losses
 
 
@@ -283,7 +302,7 @@ def pretrain(config: Pretrain, folder: Path) -> Pretrained:
     collections = [read_source(source) for source in config.sources]
     cutters = [Cutter(collection, config) for collection in collections]
     torch.manual_seed(config.optimisation.seed)
-    model = Pretrained(config.model, len(config.classes), collections).to(device)
+    model = Pretrained(config.model, len(config.classes), collections, config.masked).to(device)
     how = config.optimisation
     total = sum(source.share for source in config.sources)
     sizes = [max(1, round(how.batch * source.share / total)) for source in config.sources]
@@ -300,7 +319,10 @@ def pretrain(config: Pretrain, folder: Path) -> Pretrained:
             batches.append(Batch(*(tensor.to(device) for tensor in gather(cuts))))
         images = recolour(torch.cat([batch.tiles for batch in batches]), config.augment, own_look)
         kept = keep_some_patches(len(images), config.model.grid**2, how.token_drop, device)
-        return torch.stack(source_losses(net, collections, batches, images, kept)).sum()
+        losses = task_losses(net, collections, batches, images, kept)
+        if config.masked is not None:
+            losses[DROPPED] = config.masked.weight * losses[DROPPED]
+        return torch.stack(list(losses.values())).sum()
 
     def validate(net: nn.Module) -> float:
         assert isinstance(net, Pretrained)

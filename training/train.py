@@ -134,8 +134,8 @@ def optimise(
 
 
 def build_optimiser(model: nn.Module, how: Optimisation) -> torch.optim.AdamW:
-    """Weight decay on the matrices only: not on biases, norms, positions and the class token."""
-    tables = {"cls_token", "pos_embed"}
+    """Weight decay on the matrices only: not on biases, norms, positions and the tokens that are learnt."""
+    tables = {"cls_token", "mask_token", "pos_embed"}
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

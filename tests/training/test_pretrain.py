@@ -10,8 +10,9 @@ from model.msht import MSHTConfig
 from model.network import build
 from model.vit import ViTConfig
 from training import checkpoint
-from training.config import BadConfig, Optimisation, Pretrain, Rule, Source
+from training.config import BadConfig, Masked, Optimisation, Pretrain, Rule, Source
 from training.pretrain import NO_LABEL, Cutter, Field, Pretrained, obeys, pretrain, read_source, symmetry
+from training.train import optimise
 
 GRID, TILE_PX = 4, 60
 MODEL = ViTConfig(tile_px=TILE_PX, width=24, layers=2, heads=3, pool="both")
@@ -69,7 +70,7 @@ def make_config(folders: Path, **changes) -> Pretrain:
         "rules": rules,
         "model": MODEL,
     }
-    return Pretrain(name="x", sources=sources, **{**settings, **changes})
+    return Pretrain(name="x", **{"sources": sources, **settings, **changes})
 
 
 def cutter(folders: Path, kind: str) -> Cutter:
@@ -187,3 +188,67 @@ def test_a_source_without_images_or_table_is_named(folders, tmp_path):
         read_source(Source(kind="classes", folder=tmp_path / "empty", share=1))
     with pytest.raises(BadConfig, match="needs a table"):
         read_source(Source(kind="points", folder=folders / "nuclei", share=1))
+
+
+def with_unlabelled(folders: Path) -> list[Source]:
+    unlabelled = Source(kind="images", folder=folders / "nuclei" / "images", mpp=0.5, share=1)
+    return [*make_config(folders).sources, unlabelled]
+
+
+def test_guessing_changes_nothing_of_what_the_others_start_from(folders):
+    collections = [read_source(source) for source in with_unlabelled(folders)]
+    models = []
+    for masked in (None, Masked()):
+        torch.manual_seed(0)
+        models.append(Pretrained(MODEL, 2, collections, masked).state_dict())
+    without, guessing = models
+    assert {name.split(".")[0] for name in guessing.keys() - without.keys()} == {"guesser"}
+    assert all(torch.equal(tensor, guessing[name]) for name, tensor in without.items())
+
+
+def test_images_without_labels_are_learnt_from_and_the_decoder_stays_behind(folders, tmp_path):
+    pretrain(make_config(folders, sources=with_unlabelled(folders), masked=Masked()), tmp_path)
+    missing, unused = checkpoint.initialise(build(MODEL, classes=2), tmp_path / "latest.pt")
+    assert missing == []
+    assert {name.split(".")[0] for name in unused} == {"heads", "guesser"}
+    assert not any("images" in name for name in unused)  # no head where there is no label
+
+
+def test_a_killed_run_that_guesses_ends_with_the_weights_of_one_that_was_not(folders, tmp_path, monkeypatch):
+    how = Optimisation(steps=4, batch=6, token_drop=0.5, validate_every=2, checkpoint_every=2)
+    config = make_config(folders, sources=with_unlabelled(folders), masked=Masked(), optimisation=how)
+    whole = pretrain(config, tmp_path / "whole")
+
+    def killed(model, loss_of, *others, **named):
+        def until_three(net, step):
+            if step == 3:
+                raise InterruptedError
+            return loss_of(net, step)
+
+        return optimise(model, until_three, *others, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.pretrain.optimise", killed)
+        with pytest.raises(InterruptedError):
+            pretrain(config, tmp_path / "killed")
+    resumed = pretrain(config, tmp_path / "killed")
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_two_sources_of_one_name_are_refused(folders):
+    with pytest.raises(ValueError, match=r"names must differ, got .*'coarse', 'coarse'"):
+        make_config(folders, sources=[Source(kind="classes", folder=folders / "coarse", share=1)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"masked": None}, r"nuclei/images teaches only by \[masked\]"),
+        ({"optimisation": Optimisation()}, "set optimisation.token_drop"),
+        ({"model": MSHTConfig(tile_px=TILE_PX)}, "msht sees dropped patches"),
+    ],
+)
+def test_guessing_what_is_not_hidden_is_refused(folders, changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        make_config(folders, **{"sources": with_unlabelled(folders), "masked": Masked(), **changes})
