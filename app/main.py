@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import docs, logs, routes
 from app.batcher import Batcher, Call
@@ -45,6 +47,7 @@ CUDA_BATCH = 32
 # A thread that comes back from a model call waits so long for an event loop that is busy with refusing; Python's own
 # 5 ms are half a call.
 SWITCH_INTERVAL_S = 0.0005
+UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -168,6 +171,19 @@ def count_call(metrics: Metrics, call: Call[Graph]) -> None:
     metrics.call_tiles.labels(call.kind).observe(call.items)
 
 
+class Protocol(HttpToolsProtocol):
+    """Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request.
+
+    httptools would take all behind the request's head for the new protocol, and the picture would be lost.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is None or self.cycle.response_complete:  # a request begins here
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = UPGRADE.sub(b"\r\nIgnored:", head) + end + rest  # as long as before: it might be a late body
+        super().data_received(data)
+
+
 class Server(uvicorn.Server):
     """On SIGTERM it first says that it isn't ready and refuses new work, still listening, so that balancers notice;
     then it stops listening, finishes what is in hand, and ends with status 0. A second signal ends it at once.
@@ -255,6 +271,7 @@ def run_worker(settings: Settings, listener: socket.socket, *, obeys_ctrl_c: boo
     app = create_app(settings)
     config = uvicorn.Config(
         app,
+        http=Protocol,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -136,7 +136,7 @@ class KeyCheck:
     def __init__(self, app: ASGIApp, *, keys: frozenset[str], respond: Respond) -> None:
         self.app = app
         self.respond = respond
-        self.digests = [_digest(key) for key in keys]
+        self.digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_guarded(scope) and not self._admits(Headers(scope=scope)):
@@ -147,8 +147,10 @@ class KeyCheck:
     def _admits(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         offered = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        # Beyond ASCII a browser sends Latin-1, as which headers are read here, and nearly all else UTF-8.
+        forms = [form for key in offered for form in (key.encode(), key.encode("latin-1"))]
         # Digests have one length and every key is compared, so the time taken tells nothing about them.
-        matches = [hmac.compare_digest(_digest(key), digest) for key in offered for digest in self.digests]
+        matches = [hmac.compare_digest(_digest(form), digest) for form in forms for digest in self.digests]
         return any(matches)
 
 
@@ -156,8 +158,8 @@ def _is_guarded(scope: Scope) -> bool:
     return scope["method"] == "POST" or scope["path"] in GUARDED
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 class BodyLimit:

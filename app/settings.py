@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     )
     log_format: Literal["json", "text"] = Field("text", description="Form of the log lines on stderr.")
 
+    # Read once: a worker that is started anew must not find the file emptied, and the door open.
+    _keys_of_file: frozenset[str] = frozenset()
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_variables(cls, values: Any) -> Any:
@@ -114,20 +117,31 @@ class Settings(BaseSettings):
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _refuse_empty_keys_file(self) -> "Settings":
-        if self.api_keys_file is not None and not self.read_keys():
-            raise ValueError(f"{self.api_keys_file} holds no key; write one per line, or unset TISSUE_API_KEYS_FILE")
+    def _read_keys_file(self) -> "Settings":
+        if self.api_keys_file is not None:
+            self._keys_of_file = read_keys_file(self.api_keys_file)
+            if not self.read_keys():
+                raise ValueError(
+                    f"{self.api_keys_file} holds no key; write one per line, or unset TISSUE_API_KEYS_FILE"
+                )
         return self
 
     def read_keys(self) -> frozenset[str]:
         """All keys that open the guarded routes; empty means that none is asked for."""
         listed = {key.get_secret_value() for key in self.api_keys}
-        lines = self.api_keys_file.read_text().splitlines() if self.api_keys_file else []
-        return frozenset(listed | {line.strip() for line in lines if line.strip()})
+        return frozenset(listed | (self._keys_of_file if self.api_keys_file else set()))
 
     @property
     def max_body_bytes(self) -> int:
         return int(self.max_body_mib * 2**20)
+
+
+def read_keys_file(path: Path) -> frozenset[str]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()  # editors on Windows put a mark in front
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}, which TISSUE_API_KEYS_FILE names, can't be read as UTF-8 text: {error}") from error
+    return frozenset(line.strip() for line in lines if line.strip())
 
 
 def refuse_unknown_variables(environ: Mapping[str, str]) -> None:

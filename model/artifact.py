@@ -144,9 +144,9 @@ class Manifest(Part):
     summary: str
     architecture: Architecture
     classes: list[TissueClass] = Field(min_length=2)
-    tile_px: int
+    tile_px: int = Field(gt=0)
     tile_mpp: float = Field(gt=0)
-    grid: int
+    grid: int = Field(gt=0)
     layers: int
     heads: int
     feature_width: int
@@ -171,6 +171,8 @@ class Manifest(Part):
             raise ValueError(f"class names must differ, got {names}")
         if len(self.golden.probabilities) != len(names):
             raise ValueError(f"golden has {len(self.golden.probabilities)} probabilities for {len(names)} classes")
+        if unbounded := set(self.precisions()) - set(self.golden.tolerance):
+            raise ValueError(f"golden has no tolerance for {sorted(unbounded)}")
         if self.tile_px % self.grid:
             raise ValueError(f"tile_px {self.tile_px} is not a multiple of the grid {self.grid}")
         if self.maps.default not in self.maps.methods:
@@ -180,6 +182,10 @@ class Manifest(Part):
             raise ValueError("the gate has limits on colours or distance, but no file of role reference is listed")
         if self.conformal and any(len(row) != len(names) for row in self.conformal.thresholds):
             raise ValueError("conformal thresholds must be one per class")
+        if self.conformal and len(self.conformal.thresholds) != len(self.conformal.coverages):
+            raise ValueError("conformal thresholds must be one list per coverage")
+        if self.conformal and self.conformal.default not in self.conformal.coverages:
+            raise ValueError(f"the default coverage {self.conformal.default} is none of {self.conformal.coverages}")
         return self
 
     @property

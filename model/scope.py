@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +53,12 @@ def write_reference(reference: Reference, path: Path) -> None:
 
 def read_reference(path: Path, feature_width: int) -> Reference:
     try:
-        with np.load(path) as kept:
-            reference = Reference(kept["palette"], Cloud(kept["centre"], kept["whitening"]))
-    except (ValueError, KeyError, OSError, EOFError) as error:
+        with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
+            palette, centre, whitening = (kept[name] for name in ("palette", "centre", "whitening"))
+        if not all(np.isfinite(array).all() for array in (palette, centre, whitening)):
+            raise ValueError("not all in it are numbers")
+        reference = Reference(palette, Cloud(centre, whitening))
+    except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile) as error:
         raise CorruptArtifact(f"{path} is no reference that `tissue-train export` wrote: {error}") from error
     expected = ((PALETTE_SIZE,), (feature_width,), (feature_width, feature_width))
     found = (reference.palette.shape, reference.cloud.centre.shape, reference.cloud.whitening.shape)

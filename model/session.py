@@ -27,6 +27,9 @@ Tiles = NDArray[np.uint8]
 # On a GPU a batch is padded to one of these, so that memory and the search for kernels stay bounded.
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
+_state = ort.capi.onnxruntime_pybind11_state
+UNREADABLE = (_state.InvalidGraph, _state.InvalidProtobuf, _state.InvalidArgument, _state.NotImplemented, _state.Fail)
+
 log = logging.getLogger(__name__)
 
 
@@ -151,7 +154,7 @@ def open_session(path: Path, device: Device, threads: int) -> ort.InferenceSessi
         if device == "cpu":
             return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return open_cuda_session(path, options)
-    except (ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.Fail) as error:
+    except UNREADABLE as error:
         raise CorruptArtifact(f"{path} is not a graph that onnxruntime {ort.__version__} can run: {error}") from error
 
 
@@ -209,8 +212,16 @@ def check_shapes(classifier: Classifier) -> None:
 
 
 def load_golden(path: Path, manifest: Manifest) -> Tiles:
-    with Image.open(path / manifest.file("golden").path) as image:
-        return np.asarray(image.convert("RGB"))[None]  # (1, S, S, 3)
+    golden = path / manifest.file("golden").path
+    try:
+        with Image.open(golden) as image:
+            tile = np.asarray(image.convert("RGB"))[None]
+    except OSError as error:
+        raise CorruptArtifact(f"{golden} is no picture that can be read: {error}") from error
+    expected = (1, manifest.tile_px, manifest.tile_px, 3)
+    if tile.shape != expected:
+        raise CorruptArtifact(f"{golden} has the shape {tile.shape}, the manifest means {expected}")
+    return tile
 
 
 def check_golden(classifier: Classifier, tile: Tiles) -> None:

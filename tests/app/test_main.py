@@ -111,6 +111,18 @@ def test_a_client_that_waits_for_100_continue_is_spared_the_upload(tiny_artifact
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize("pause", [False, True])
+def test_an_offer_to_change_to_http_2_costs_no_picture(server, png, pause):
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+    head = request_head("/predict", f"Content-Length: {len(png)}", *offer)
+    with connect(server) as connection:
+        for _ in range(2):  # Java's HttpClient sends the head and the body apart
+            for piece in (head, png) if pause else (head + png,):
+                connection.sendall(piece)
+            answer = connection.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+
+
 def test_keys_on_the_wire(tiny_artifact, png):
     with start(artifact=tiny_artifact, api_keys="one,two") as process:
         assert post(process, "/predict", png).status_code == 401

@@ -16,6 +16,13 @@ def locked(tiny_artifact):
         yield c
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_key_beyond_ascii_opens_however_the_client_encodes_it(locked, encoding):
+    key = "zweiter-schlüssel".encode(encoding)
+    for headers in ({"X-API-Key": key}, {"Authorization": b"Bearer " + key}):
+        assert locked.get("/model", headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 def test_guarded_routes_need_a_key(locked, method, path):
     for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer firs"}, {"Authorization": "Basic first"}):

@@ -80,3 +80,21 @@ def test_every_setting_is_described():
 def test_settings_travel_to_worker_processes():
     settings = Settings(api_keys=("secret",), port=1234)
     assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_keys_are_read_once_from_a_file_as_any_editor_writes_it(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_bytes("\ufefffirst\r\n\r\nzweiter-schlüssel\r\n".encode())
+    settings = Settings(api_keys_file=keys)
+    keys.write_text("")  # what a worker that is started later would find
+    later = pickle.loads(pickle.dumps(settings))
+    assert settings.read_keys() == later.read_keys() == {"first", "zweiter-schlüssel"}
+    assert "first" not in repr(later) and "first" not in later.model_dump_json()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_keys_file_that_cannot_be_read_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "keys").write_bytes(content)
+    with pytest.raises(ValidationError, match=r"keys, which TISSUE_API_KEYS_FILE names, can't be read as UTF-8"):
+        Settings(api_keys_file=tmp_path / "keys")

@@ -62,6 +62,25 @@ def test_classes_must_differ_and_match_the_golden_answer(artifact):
         read_manifest(artifact)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("tile_px", -150, "greater than 0"),
+        ("grid", 0, "greater than 0"),
+        ("golden", {"tolerance": {}}, "no tolerance for"),
+        ("conformal", {"coverages": [0.8, 0.9], "default": 0.9}, "one list per coverage"),
+        ("conformal", {"coverages": [0.8], "default": 0.9}, "default coverage 0.9 is none of"),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_refused(artifact, key, value, complaint):
+    content = json.loads((artifact / MANIFEST).read_text())
+    if key == "conformal":
+        value |= {"thresholds": [[0.5] * len(content["classes"])], "n": 9, "protocol": "none"}
+    change(artifact, **{key: content[key] | value if key == "golden" else value})
+    with pytest.raises(CorruptArtifact, match=complaint):
+        read_manifest(artifact)
+
+
 def test_one_changed_byte_is_found_and_named(artifact):
     weights = artifact / "weights.bin"
     content = bytearray(weights.read_bytes())

@@ -96,3 +96,25 @@ def test_a_reference_of_another_network_or_none_is_refused(reference, tmp_path):
     (tmp_path / "reference.npz").write_bytes(b"something else")
     with pytest.raises(CorruptArtifact, match="no reference"):
         read_reference(tmp_path / "reference.npz", 2)
+
+
+def test_a_damaged_reference_is_refused(reference, tmp_path):
+    path = tmp_path / "reference.npz"
+    write_reference(reference, path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole.replace(b"centre.npy", b"center.npy", 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptArtifact, match="no reference"):
+            read_reference(path, 2)
+    with path.open("wb") as file:
+        np.save(file, reference.cloud.centre)
+    with pytest.raises(CorruptArtifact, match="no reference"):
+        read_reference(path, 2)
+
+
+@pytest.mark.parametrize("centre", [np.array([1, np.nan]), np.array(["1", "2"]), np.array([None, None])])
+def test_a_reference_of_other_things_than_numbers_is_refused(reference, tmp_path, centre):
+    path = tmp_path / "reference.npz"
+    np.savez(path, palette=reference.palette, centre=centre, whitening=reference.cloud.whitening)
+    with pytest.raises(CorruptArtifact, match="no reference"):
+        read_reference(path, 2)

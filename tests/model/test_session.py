@@ -1,11 +1,13 @@
+import io
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from model.artifact import MANIFEST, CorruptArtifact
+from model.artifact import MANIFEST, CorruptArtifact, digest
 from model.session import DeviceUnavailable, has_nvidia_driver, open_classifier
 
 
@@ -108,6 +110,36 @@ def test_the_golden_tile_must_be_answered_as_written(artifact):
     content["golden"]["probabilities"] = content["golden"]["probabilities"][::-1]
     (artifact / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(CorruptArtifact, match=r"golden tile is answered wrongly by predict in fp32 on cpu: expected"):
+        open_classifier(artifact, device="cpu")
+
+
+def sign(folder):
+    """Lets the manifest list the files as they are."""
+    content = json.loads((folder / MANIFEST).read_text())
+    for file in content["files"]:
+        file["sha256"] = digest(folder / file["path"])
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def encode_png(width, height):
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("predict.onnx", b"", "not a graph"),
+        ("explain.onnx", b"rubbish", "not a graph"),
+        ("golden.png", b"rubbish", "no picture"),
+        ("golden.png", encode_png(150, 151), "the manifest means"),
+    ],
+)
+def test_a_file_that_was_listed_damaged_is_refused_as_well(artifact, name, content, complaint):
+    (artifact / name).write_bytes(content)
+    sign(artifact)
+    with pytest.raises(CorruptArtifact, match=complaint):
         open_classifier(artifact, device="cpu")
 
 
