@@ -94,8 +94,8 @@ class Batcher(Generic[Kind, Item, Result]):
         observe: Callable[[Call[Kind]], None] = lambda call: None,
     ) -> None:
         self.last_success = -math.inf  # time.monotonic() at the end of the last call that did not fail
+        self.max_batch = max_batch
         self._run = run
-        self._max_batch = max_batch
         self._max_queue = max_queue
         self._observe = observe
         self._loop = asyncio.get_running_loop()
@@ -206,7 +206,7 @@ class Batcher(Generic[Kind, Item, Result]):
                 return None
             places = [self._queue.popleft()]
             kind = places[0].submission.kind
-            while self._queue and len(places) < self._max_batch and self._queue[0].submission.kind == kind:
+            while self._queue and len(places) < self.max_batch and self._queue[0].submission.kind == kind:
                 places.append(self._queue.popleft())
             self._calls += 1
             return places, self._calls == 1 and not self.waiting
@@ -228,7 +228,8 @@ class Batcher(Generic[Kind, Item, Result]):
                 mean = self._seconds_per_item or newest
                 self._seconds_per_item = mean + _NEWEST_WEIGHT * (newest - mean)
         self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
-        self._observe(Call(places[0].submission.kind, len(places), seconds))
+        if error is None:
+            self._observe(Call(places[0].submission.kind, len(places), seconds))
 
 
 def _deliver(

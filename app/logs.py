@@ -3,8 +3,12 @@
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
+
+ACCESS = "tissue.access"  # the logger with a line for every request
+MOST_GATHERED = 1000  # lines
 
 # What logging itself puts on every record; all else was passed as `extra` and is part of the event.
 _OWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
@@ -32,11 +36,40 @@ class TextLines(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+class Gathered(logging.StreamHandler[TextIO]):
+    """Writes the lines of requests together, when told to; anything else takes them along at once.
+
+    In a write other threads get the interpreter, and while model calls go on it comes back late: at a write a request
+    the event loop would wait for that as long as it works.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(self.format(record) + self.terminator)
+        if record.name != ACCESS or record.levelno >= logging.WARNING or len(self._lines) >= MOST_GATHERED:
+            self.flush()
+
+    def flush(self) -> None:
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("".join(lines))
+                self.stream.flush()
+
+
 def configure(form: Literal["json", "text"]) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Gathered(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines repeat ours
+
+
+def write_gathered() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:

@@ -34,7 +34,7 @@ from app.batcher import Batcher, Call
 from app.errors import KINDS, respond
 from app.metrics import Metrics
 from app.middleware import STATIC, BodyLimit, KeyCheck, SecurityHeaders, Tracing
-from app.service import Graph, Question, Service, answer_questions
+from app.service import Graph, Item, Service, answer_questions
 from app.settings import Settings
 from app.workers import STARTUP_FAILED, supervise
 from model.artifact import CorruptArtifact
@@ -126,7 +126,7 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         )
         max_batch = choose_max_batch(settings, classifier)
         await asyncio.to_thread(warm, classifier, max_batch)
-        batcher: Batcher[Graph, Question, Any] = Batcher(
+        batcher: Batcher[Graph, Item, Any] = Batcher(
             answer_questions(classifier),
             threads=settings.infer_threads or (cores if classifier.device == "cpu" else 1),
             max_batch=max_batch,
@@ -215,6 +215,7 @@ class Server(uvicorn.Server):
         self._signal = signal.Signals(sig)
 
     async def on_tick(self, counter: int) -> bool:
+        logs.write_gathered()
         if self._signal is not None:
             log.info("stopping", extra={"signal": self._signal.name})
             self._signal = None

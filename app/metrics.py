@@ -43,7 +43,11 @@ class Metrics:
             registry=registry,
         )
         self.call_seconds = Histogram(
-            "tissue_model_call_seconds", "Time of one model call.", ["graph"], buckets=_SECONDS, registry=registry
+            "tissue_model_call_seconds",
+            "Time of one model call; with the reading of its picture where that is small.",
+            ["graph"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.call_tiles = Histogram(
             "tissue_model_call_tiles",

@@ -12,12 +12,13 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.logs import ACCESS
 from app.metrics import Metrics
 from app.trace import Trace, choose_request_id
 
 Respond = Callable[[Exception, Scope], Response]
 
-log = logging.getLogger("tissue.access")
+log = logging.getLogger(ACCESS)
 
 PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their log lines would bury the others
 GUARDED = ("/model", "/metrics")  # and every POST

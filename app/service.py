@@ -5,11 +5,11 @@ bytes --take_sample--> Sample --batcher--> Predictions | Explanations --answers-
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,16 @@ from app.samples import Sample, take_sample
 from app.settings import Settings
 from app.trace import Trace
 from model.maps import Method, cut_groups, mask_groups
+from model.pixels import ImageRefused, ImageTooLarge
 from model.session import Classifier, Explanations, Predictions
 
 Graph = Literal["predict", "explain"]
 T = TypeVar("T")
+
+# Up to these sizes a picture is read by the thread that then calls the model: handing it over would cost more than
+# reading it. Whatever is larger could make others wait, and is read beside the model.
+SMALL_BYTES = 1 << 20
+SMALL_MEGAPIXELS = 0.3
 
 PROBE_EVERY_S = 10  # a model call as recent as this shows that the device works
 PROBE_WITHIN_S = 5
@@ -49,6 +55,16 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Errand:
+    """A small picture that the thread which calls the model also reads and answers for. Always alone in its call."""
+
+    run: Callable[[bool], Any]  # told whether nothing else is going on
+
+
+Item = Question | Errand
+
+
+@dataclass(frozen=True, slots=True)
 class MapOptions:
     method: Method
     target: str | None
@@ -60,10 +76,13 @@ class MapOptions:
 
 def answer_questions(
     classifier: Classifier,
-) -> Callable[[Graph, list[Question], bool], list[Predictions]]:
+) -> Callable[[Graph, list[Item], bool], Sequence[Any]]:
     """The batcher's `run`: one model call."""
 
-    def run(graph: Graph, questions: list[Question], alone: bool) -> list[Predictions]:
+    def run(graph: Graph, items: list[Item], alone: bool) -> Sequence[Any]:
+        if isinstance(items[0], Errand):
+            return [items[0].run(alone)]
+        questions = [item for item in items if isinstance(item, Question)]
         tiles = questions[0].pixels[None] if len(questions) == 1 else np.stack([q.pixels for q in questions])
         if graph == "predict":
             return split(classifier.predict(tiles, alone=alone))
@@ -90,7 +109,7 @@ class Service:
         self,
         settings: Settings,
         classifier: Classifier,
-        batcher: Batcher[Graph, Question, Predictions],
+        batcher: Batcher[Graph, Item, Any],
         decoders: ThreadPoolExecutor,
         metrics: Metrics,
     ) -> None:
@@ -100,6 +119,9 @@ class Service:
         self.model = describe_model(classifier)
         self.deadline_s = settings.deadline_ms / 1000
         self.batcher = batcher
+        # Beside a GPU call there are cores to read with, and a batch must not wait for one of its pictures.
+        self._runs_errands = classifier.device == "cpu" and batcher.max_batch == 1
+        self._palette = classifier.reference.palette if classifier.reference else None
         self._decoders = decoders
         self._metrics = metrics
 
@@ -112,16 +134,14 @@ class Service:
         self, data: bytes, trace: Trace, *, mpp: float | None, tta: bool, coverage: float | None
     ) -> schemas.Prediction:
         find_thresholds(self.manifest, coverage)
-        with self._reserve(maps.VIEWS if tta else 1) as reservation:
-            sample = await self._take_sample(data, mpp, trace)
-            answers = await self._ask("predict", list_views(sample, tta), reservation, trace)
-        return self._describe(sample, answers, coverage)
+
+        def describe(sample: Sample, answers: list[Predictions]) -> schemas.Prediction:
+            return self._describe(sample, answers, coverage)
+
+        return await self._predict(data, trace, mpp, tta, describe)
 
     async def features(self, data: bytes, trace: Trace, *, mpp: float | None) -> tuple[Sample, NDArray[np.float32]]:
-        with self._reserve(1) as reservation:
-            sample = await self._take_sample(data, mpp, trace)
-            answers = await self._ask("predict", list_views(sample, False), reservation, trace)
-        return sample, answers[0].features[0]
+        return await self._predict(data, trace, mpp, False, lambda sample, answers: (sample, answers[0].features[0]))
 
     async def explain(
         self,
@@ -216,11 +236,55 @@ class Service:
         finally:
             self._metrics.waiting.set(self.batcher.waiting)
 
+    async def _predict(
+        self,
+        data: bytes,
+        trace: Trace,
+        mpp: float | None,
+        tta: bool,
+        answer: Callable[[Sample, list[Predictions]], T],
+    ) -> T:
+        if self._runs_errands and not tta and len(data) <= SMALL_BYTES:
+            # With more pixels than its bytes promised it comes back unread, and goes the way of the large ones.
+            with suppress(ImageTooLarge):
+                return await self._send(data, trace, mpp, answer)
+        with self._reserve(maps.VIEWS if tta else 1) as reservation:
+            sample = await self._take_sample(data, mpp, trace)
+            return answer(sample, await self._ask("predict", list_views(sample, tta), reservation, trace))
+
+    async def _send(
+        self, data: bytes, trace: Trace, mpp: float | None, answer: Callable[[Sample, list[Predictions]], T]
+    ) -> T:
+        limit = min(SMALL_MEGAPIXELS, self.settings.max_megapixels)
+        errand = Trace(trace.request_id)  # of its own: the thread must not write into one that others use
+
+        def run(alone: bool) -> T:
+            with errand.measure("decode"):
+                sample = self._read(data, mpp, limit)
+            with errand.measure("infer"):
+                predictions = self.classifier.predict(sample.tile.pixels[None], alone=alone)
+            return answer(sample, [predictions])
+
+        with self._reserve(1) as reservation:
+            try:
+                found = await self.batcher.submit(reservation, "predict", [Errand(run)])
+                trace.add("queue", found.queue_s)
+            except CallFailed as failure:
+                if isinstance(failure.__cause__, ImageRefused):
+                    raise failure.__cause__ from None
+                raise
+            finally:
+                for stage, seconds in errand.stages_s.items():
+                    trace.add(stage, seconds)
+        answered: T = found.results[0]
+        return answered
+
     async def _take_sample(self, data: bytes, mpp: float | None, trace: Trace) -> Sample:
-        limit, reference = self.settings.max_megapixels, self.classifier.reference
-        palette = reference.palette if reference else None
         with trace.measure("decode"):
-            return await self._run_in_thread(lambda: take_sample(data, self.manifest, mpp, limit, palette))
+            return await self._run_in_thread(lambda: self._read(data, mpp, self.settings.max_megapixels))
+
+    def _read(self, data: bytes, mpp: float | None, max_megapixels: float) -> Sample:
+        return take_sample(data, self.manifest, mpp, max_megapixels, self._palette)
 
     async def _ask(
         self, graph: Graph, questions: list[Question], reservation: Reservation, trace: Trace

@@ -1,10 +1,11 @@
+import io
 import json
 import logging
 import sys
 
 import pytest
 
-from app.logs import JsonLines, TextLines, configure
+from app.logs import ACCESS, Gathered, JsonLines, TextLines, configure
 
 
 def make_record(**extras):
@@ -45,3 +46,29 @@ def test_configured_once_a_line_an_event(capsys):
         logging.getLogger().setLevel(logging.WARNING)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and json.loads(lines[0])["n"] == 1
+
+
+def test_lines_of_requests_are_written_together_and_everything_else_at_once():
+    writes = []
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            writes.append(text)
+            return len(text)
+
+    handler = Gathered(Stream())
+    handler.setFormatter(logging.Formatter("%(msg)s"))
+
+    def log(name, level, text):
+        handler.handle(logging.makeLogRecord({"name": name, "levelno": level, "msg": text}))
+
+    log(ACCESS, logging.INFO, "first")
+    log(ACCESS, logging.INFO, "second")
+    assert writes == []
+    handler.flush()
+    handler.flush()
+    assert writes == ["first\nsecond\n"]
+    log(ACCESS, logging.INFO, "third")
+    log("tissue", logging.INFO, "stopping")
+    log(ACCESS, logging.ERROR, "failed")
+    assert writes[1:] == ["third\nstopping\n", "failed\n"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import samples, service
 from app.metrics import Metrics
 from app.routes import choose_map_options
 from app.schemas import Attention, AttentionOptions, Features, HeadsAttention, ModelCard, Prediction
@@ -38,6 +39,26 @@ def test_a_prediction_says_all_that_the_contract_promises(client, png):
     assert answer["model"]["name"] == "tiny" and len(answer["model"]["digest"]) == 64
     stages = [span.partition(";")[0] for span in response.headers["server-timing"].split(", ")]
     assert stages == ["decode", "queue", "infer", "total"]
+
+
+def test_the_answer_is_the_same_whoever_reads_the_picture(client, png, monkeypatch):
+    by_the_model = client.post_image("/predict", png).json()
+    monkeypatch.setattr(service, "SMALL_BYTES", 0)
+    assert client.post_image("/predict", png).json() == by_the_model
+
+
+def test_many_pixels_in_few_bytes_are_read_beside_the_model(client, monkeypatch):
+    flat = encode(np.full((1200, 1200, 3), 230, np.uint8))
+    assert len(flat) < service.SMALL_BYTES
+    limits = []
+
+    def take_sample(data, manifest, mpp, max_megapixels, palette):
+        limits.append(max_megapixels)
+        return samples.take_sample(data, manifest, mpp, max_megapixels, palette)
+
+    monkeypatch.setattr(service, "take_sample", take_sample)
+    assert client.post_image("/predict", flat).json()["input"]["width"] == 1200
+    assert limits == [service.SMALL_MEGAPIXELS, 50]
 
 
 def test_raw_and_form_get_the_same_answer(client, png):
