@@ -119,7 +119,7 @@ class Rehearse(Section):
     """Cuts of the pretraining's fields, labelled by its rules, among the tiles: what other stains look like is kept."""
 
     pretraining: Path  # a config of `pretrain` with rules
-    share: Share = 0.33  # of every batch
+    share: float = Field(0.33, gt=0, lt=1)  # of every batch
     per_class: Count = 300  # different cuts, so many at most
 
 
