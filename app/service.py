@@ -30,9 +30,10 @@ Graph = Literal["predict", "explain"]
 T = TypeVar("T")
 
 # Up to these sizes a picture is read by the thread that then calls the model: handing it over would cost more than
-# reading it. Whatever is larger could make others wait, and is read beside the model.
-SMALL_BYTES = 1 << 20
-SMALL_MEGAPIXELS = 0.3
+# reading it. Whatever is larger could make others wait, and is read beside the model. So few bytes seldom hold more
+# pixels; those that do have waited in vain, and wait again.
+SMALL_BYTES = 1 << 17
+SMALL_MEGAPIXELS = 1.0
 
 PROBE_EVERY_S = 10  # a model call as recent as this shows that the device works
 PROBE_WITHIN_S = 5
