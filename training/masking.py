@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.network import TokenConfig
 from model.vit import Block, ViTConfig
-from training.augment import STAINS
+from training.augment import STAINS, to_density, to_float
 
 CELLS = 3  # a side of each patch: 5 px, about the width of a nucleus' rim
 EDGES, COLOURS = 8 * CELLS**2, 2 * 3
@@ -62,7 +62,7 @@ def masked_loss(guesser: Guesser, tokens: Tensor, kept: Tensor, tiles: Tensor) -
 
 def describe(tiles: Tensor, grid: int) -> Tensor:
     """uint8 tiles (N, S, S, 3) -> (N, P, C): edges of the haematoxylin, then density and its spread by colour."""
-    density = torch.log(256 / (tiles.float() + 1)).movedim(3, 1)  # (N, 3, S, S)
+    density = to_density(to_float(tiles))  # (N, 3, S, S)
     mean = F.adaptive_avg_pool2d(density, grid)
     spread = (F.adaptive_avg_pool2d(density.square(), grid) - mean.square()).clamp(min=0).sqrt()
     colours = torch.cat([mean, spread], dim=1).flatten(2).transpose(1, 2)
