@@ -32,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import docs, logs, routes
 from app.batcher import Batcher, Call
 from app.errors import KINDS, respond
+from app.memory import give_back_what_is_free
 from app.metrics import Metrics
 from app.middleware import STATIC, BodyLimit, KeyCheck, SecurityHeaders, Tracing
 from app.service import Graph, Item, Service, answer_questions
@@ -268,6 +269,7 @@ def is_loopback(host: str) -> bool:
 
 def run_worker(settings: Settings, listener: socket.socket, *, obeys_ctrl_c: bool = True) -> None:
     """One process that answers. The service is opened outside of uvicorn, so that what fails is raised as it is."""
+    give_back_what_is_free()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     app = create_app(settings)
     config = uvicorn.Config(

@@ -1,0 +1,23 @@
+"""What becomes of memory that is free again."""
+
+import ctypes
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_ARENA_MAX = -8
+
+TRIM_BYTES = 128 * 1024  # free at the top of the heap: glibc's own, which it raises as it goes unless it is set
+
+
+def give_back_what_is_free() -> None:
+    """Before any thread starts: one heap for all, and what is free at its end goes back to the system.
+
+    Left alone, glibc keeps a heap for each thread that ever allocated beside another, and large pictures leave each of
+    them as large as it ever was. Nothing is asked of other C libraries.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl has none, macOS neither; Windows needs a library's name
+        return
+    mallopt(M_ARENA_MAX, 1)
+    mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)

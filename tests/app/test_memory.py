@@ -1,0 +1,30 @@
+import subprocess
+import sys
+from platform import libc_ver
+
+import pytest
+
+# Threads that allocate side by side; then glibc tells of every heap it has.
+PROGRAM = """
+import ctypes, sys, threading
+from app.memory import give_back_what_is_free
+if sys.argv[1] == "yes":
+    give_back_what_is_free()
+allocate = ctypes.CDLL(None).malloc
+everybody = threading.Barrier(4)
+def work():
+    everybody.wait()
+    allocate(1000)
+    everybody.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+ctypes.CDLL(None).malloc_stats()
+"""
+
+
+@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="asks glibc")
+@pytest.mark.parametrize(("asked", "heaps"), [("yes", 1), ("no", 5)])
+def test_threads_share_one_heap(asked: str, heaps: int) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, asked], capture_output=True, text=True, check=True)
+    assert done.stderr.count("Arena ") == heaps, done.stderr
