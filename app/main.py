@@ -45,9 +45,9 @@ log = logging.getLogger("tissue")
 
 KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which else reuse a connection as it is closed
 CUDA_BATCH = 32
-# A thread that comes back from a model call waits so long for an event loop that is busy with refusing; Python's own
+# So long a thread that comes back from a model call waits for one that holds the interpreter, its core idle; Python's own
 # 5 ms are half a call.
-SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0001
 UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 

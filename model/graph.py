@@ -55,10 +55,10 @@ def find_methods(config: NetworkConfig) -> list[MapMethod]:
 
 
 def find_removal(config: NetworkConfig) -> Removal:
-    """How `keep` takes a patch away: a ViT sees it by its token; the convolutions of the others look past its rim."""
-    if isinstance(config, ViTConfig):
+    """How `keep` takes a patch away: a plain ViT sees it by its token; deeper convolutions look past its rim."""
+    if isinstance(config, ViTConfig) and config.stem != "efficientnet":
         return "token"
-    return "pixels and token" if isinstance(config, MSHTConfig) else "pixels"
+    return "pixels and token" if isinstance(config, ViTConfig | MSHTConfig) else "pixels"
 
 
 def name_outputs(config: NetworkConfig) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class ExplainGraph(nn.Module):
 
     def forward(self, tiles: Tensor, keep: Tensor) -> Explanation | TokenExplanation:
         net, images = self.net, to_images(tiles)
-        if not isinstance(net, ViT):
+        if find_removal(net.config) != "token":
             images = fill_removed(images, keep)
         if not isinstance(net, ViT | MSHT):
             out = net(images)

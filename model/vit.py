@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.efficientnet import EfficientStem
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -22,7 +24,8 @@ class ViTConfig:
     layers: int = 6
     heads: int = 3  # 64 wide each, as in every ViT of the paper
     mlp_ratio: int = 4
-    stem: Literal["patch", "conv"] = "patch"  # one strided convolution as in the paper, or three small ones
+    # One strided convolution, three small ones, or the first stages of an EfficientNet: the paper's hybrid.
+    stem: Literal["patch", "conv", "efficientnet"] = "patch"
     pool: Literal["class", "mean", "both"] = "class"  # which tokens the head reads
     drop_path: float = 0.1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -88,6 +91,16 @@ class ConvStem(nn.Module):
         x = F.gelu(self.norm2(self.conv2(x)))
         patches: Tensor = self.proj(x)  # (N, D, G, G)
         return patches.flatten(2).transpose(1, 2)  # (N, G*G, D)
+
+
+def build_stem(config: ViTConfig) -> nn.Module:
+    match config.stem:
+        case "patch":
+            return PatchEmbed(config)
+        case "conv":
+            return ConvStem(config)
+        case "efficientnet":
+            return EfficientStem(config.grid, config.width)
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
@@ -179,7 +192,7 @@ class ViT(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
 
-        self.patch_embed = ConvStem(config) if config.stem == "conv" else PatchEmbed(config)
+        self.patch_embed = build_stem(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
         rates = torch.linspace(0, config.drop_path, config.layers).tolist()  # deeper blocks are skipped more often

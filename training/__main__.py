@@ -18,6 +18,7 @@ from training import bench, compare, evaluate, fetch, figures, maps, pretrain, r
 from training.config import Compare, Fit, Pretrain, read_config
 from training.data import find_lookalikes, load_tiles, scan
 from training.metrics import Scores
+from training.patches import look_at_held_out
 from training.run import cross_validate_and_keep, export_run, fit_and_export
 from training.trial import read_trial
 
@@ -86,9 +87,14 @@ def pretrain_network(config: Config, overrides: Overrides = None, runs: Runs = P
     """Learn from annotated fields before the labelled tiles: classes, nuclei and glands per patch, labels by rule."""
     with plain_errors():
         run = read_config(config, overrides or [], Pretrain)
-        pretrain.pretrain(run, runs / run.name)
-        figures.draw_curves(runs / run.name / "curve.csv", runs / run.name / "curve.png", run.name)
-        out.print(f'{runs / run.name / "latest.pt"}: start from it with init = "{runs / run.name / "latest.pt"}"')
+        folder = runs / run.name
+        cutters = pretrain.open_sources(run)
+        model = pretrain.pretrain(run, cutters, folder)
+        figures.draw_curves(folder / "curve.csv", folder / "curve.png", run.name)
+        for cutter in cutters:
+            if found := look_at_held_out(model, cutter):
+                figures.draw_patch_maps(found, folder / f"held-out-{cutter.collection.task}.png")
+        out.print(f'{folder / "latest.pt"}: start from it with init = "{folder / "latest.pt"}"')
 
 
 @cli.command("fit")

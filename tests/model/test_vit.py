@@ -19,7 +19,7 @@ def randomised(config: ViTConfig, seed: int = 0) -> ViT:
 
 
 @pytest.mark.parametrize("pool", ["class", "mean", "both"])
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "efficientnet"])
 def test_shapes_are_those_of_the_paper(stem, pool):
     vit = randomised(ViTConfig(width=32, layers=2, heads=2, stem=stem, pool=pool))
     out = vit(torch.rand(3, 3, 150, 150), need_weights=True)

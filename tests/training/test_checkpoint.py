@@ -123,3 +123,24 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"layer.weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UnreadableCheckpoint, match=r"nothing in .* fits this model"):
         initialise(make_vit(0), tmp_path / "other.safetensors")
+
+
+def test_a_published_efficientnet_fits_the_stem(tmp_path):
+    ours = make_vit(0, stem="efficientnet")
+    names = {
+        "_conv_stem.weight": "conv.weight",
+        "_bn0.running_mean": "norm.running_mean",
+        "_blocks.0._depthwise_conv.weight": "blocks.0.depthwise.weight",
+        "_blocks.0._bn1.bias": "blocks.0.depthwise_norm.bias",
+        "_blocks.10._expand_conv.weight": "blocks.10.expand.weight",
+        "_blocks.10._bn0.weight": "blocks.10.expand_norm.weight",
+        "_blocks.10._project_conv.weight": "blocks.10.narrow.weight",
+        "_blocks.10._bn2.running_var": "blocks.10.narrow_norm.running_var",
+    }
+    own = ours.state_dict()
+    theirs = {name: torch.rand_like(own[f"patch_embed.{mine}"]) for name, mine in names.items()}
+    save({**theirs, "_fc.weight": torch.ones(1000, 1280)}, tmp_path / "lite0.pth")
+    missing, unused = initialise(ours, tmp_path / "lite0.pth")
+    assert unused == ["_fc.weight"] and "patch_embed.proj.weight" in missing
+    own = ours.state_dict()
+    assert all(torch.equal(own[f"patch_embed.{mine}"], theirs[name]) for name, mine in names.items())

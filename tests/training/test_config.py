@@ -6,7 +6,7 @@ import pytest
 from model.convnets import ConvMixerConfig, ResNetConfig
 from model.msht import MSHTConfig
 from model.vit import ViTConfig
-from training.config import BadConfig, Distil, Fit, Pretrain, read_config
+from training.config import BadConfig, Distil, Fit, Optimisation, Pretrain, read_config
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "default.toml"
 MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\n'
@@ -36,6 +36,12 @@ def test_the_command_line_beats_the_file(write):
     assert config.model == ViTConfig(layers=2, stem="conv")
     assert config.augment.crop == (0.5, 0.9)
     assert config.split == "all"
+
+
+def test_the_command_line_takes_a_key_away(write):
+    path = write('init = "a.pt"\n' + MINIMAL + "[optimisation]\nsteps = 10\n")
+    config = read_config(path, ["init=", "optimisation.steps=", "optimisation.seed="], Fit)
+    assert config.init is None and config.optimisation == Optimisation()
 
 
 @pytest.mark.parametrize(

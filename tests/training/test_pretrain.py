@@ -11,7 +11,7 @@ from model.network import build
 from model.vit import ViTConfig
 from training import checkpoint
 from training.config import BadConfig, Masked, Optimisation, Pretrain, Rule, Source
-from training.pretrain import NO_LABEL, Cutter, Field, Pretrained, obeys, pretrain, read_source, symmetry
+from training.pretrain import NO_LABEL, Cutter, Field, Pretrained, obeys, open_sources, pretrain, read_source, symmetry
 from training.train import optimise
 
 GRID, TILE_PX = 4, 60
@@ -71,6 +71,10 @@ def make_config(folders: Path, **changes) -> Pretrain:
         "model": MODEL,
     }
     return Pretrain(name="x", **{"sources": sources, **settings, **changes})
+
+
+def run(config: Pretrain, folder: Path) -> Pretrained:
+    return pretrain(config, open_sources(config), folder)
 
 
 def cutter(folders: Path, kind: str) -> Cutter:
@@ -157,7 +161,7 @@ def test_near_duplicates_stay_on_one_side(folders, tmp_path):
 
 def test_it_runs_and_leaves_a_trunk_that_fit_can_start_from(folders, tmp_path):
     torch.manual_seed(0)
-    model = pretrain(make_config(folders), tmp_path)
+    model = run(make_config(folders), tmp_path)
     assert isinstance(model, Pretrained)
     weights = torch.load(tmp_path / "latest.pt", weights_only=True)["weights"]
     assert {"vit.head.weight", "vit.pos_embed", "heads.coarse.weight", "heads.nuclei.weight"} <= weights.keys()
@@ -165,7 +169,7 @@ def test_it_runs_and_leaves_a_trunk_that_fit_can_start_from(folders, tmp_path):
 
 def test_msht_learns_the_same_way_and_starts_from_all_it_learnt(folders, tmp_path):
     model = MSHTConfig(tile_px=TILE_PX, channels=(8, 8, 8, 16), width=24, heads=3, pool="both")
-    pretrain(make_config(folders, model=model), tmp_path)
+    run(make_config(folders, model=model), tmp_path)
     missing, unused = checkpoint.initialise(build(model, classes=2), tmp_path / "latest.pt")
     assert missing == [] and all(name.startswith("heads.") for name in unused)
 
@@ -173,7 +177,7 @@ def test_msht_learns_the_same_way_and_starts_from_all_it_learnt(folders, tmp_pat
 def test_the_dense_heads_learn_where_things_are(folders, tmp_path):
     how = Optimisation(steps=60, batch=12, learning_rate=3e-3, ema=0.9, validate_every=60, checkpoint_every=60)
     config = make_config(folders, optimisation=how)
-    model = pretrain(config, tmp_path)
+    model = run(config, tmp_path)
     masks = cutter(folders, "masks")
     cut = masks.cut_at(masks.collection.fields[0], left=30, top=0, side=60)
     with torch.no_grad():
@@ -207,7 +211,7 @@ def test_guessing_changes_nothing_of_what_the_others_start_from(folders):
 
 
 def test_images_without_labels_are_learnt_from_and_the_decoder_stays_behind(folders, tmp_path):
-    pretrain(make_config(folders, sources=with_unlabelled(folders), masked=Masked()), tmp_path)
+    run(make_config(folders, sources=with_unlabelled(folders), masked=Masked()), tmp_path)
     missing, unused = checkpoint.initialise(build(MODEL, classes=2), tmp_path / "latest.pt")
     assert missing == []
     assert {name.split(".")[0] for name in unused} == {"heads", "guesser"}
@@ -217,7 +221,7 @@ def test_images_without_labels_are_learnt_from_and_the_decoder_stays_behind(fold
 def test_a_killed_run_that_guesses_ends_with_the_weights_of_one_that_was_not(folders, tmp_path, monkeypatch):
     how = Optimisation(steps=4, batch=6, token_drop=0.5, validate_every=2, checkpoint_every=2)
     config = make_config(folders, sources=with_unlabelled(folders), masked=Masked(), optimisation=how)
-    whole = pretrain(config, tmp_path / "whole")
+    whole = run(config, tmp_path / "whole")
 
     def killed(model, loss_of, *others, **named):
         def until_three(net, step):
@@ -230,8 +234,8 @@ def test_a_killed_run_that_guesses_ends_with_the_weights_of_one_that_was_not(fol
     with monkeypatch.context() as patch:
         patch.setattr("training.pretrain.optimise", killed)
         with pytest.raises(InterruptedError):
-            pretrain(config, tmp_path / "killed")
-    resumed = pretrain(config, tmp_path / "killed")
+            run(config, tmp_path / "killed")
+    resumed = run(config, tmp_path / "killed")
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from model.vit import ViT, ViTConfig
 from training.config import Optimisation
-from training.train import Diverged, batch_indices, build_optimiser, learning_rate, optimise
+from training.train import Diverged, UnknownLayer, batch_indices, build_optimiser, freeze, learning_rate, optimise
 
 HOW = Optimisation(steps=6, batch=4, validate_every=2, checkpoint_every=2, warmup=0.5)
 IMAGES = torch.rand(12, 3, 60, 60, generator=torch.Generator().manual_seed(0))
@@ -118,3 +118,19 @@ def test_the_average_keeps_up_with_buffers(tmp_path):
 
     average = optimise(Counted(), loss, HOW.model_copy(update={"steps": 2}), tmp_path)
     assert average.state_dict()["seen"].item() > 0
+
+
+def test_frozen_layers_stay_as_they_were_norms_included(tmp_path):
+    torch.manual_seed(0)
+    config = ViTConfig(tile_px=60, width=24, layers=1, heads=3, stem="efficientnet")
+    start = ViT(config, 3)
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    optimise(start, loss_of, HOW.model_copy(update={"frozen": ["patch_embed.blocks.4."]}), tmp_path)
+    after = start.state_dict()
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    assert kept == {name for name in before if name.startswith("patch_embed.blocks.4.")}
+
+
+def test_what_is_to_be_frozen_must_be_there():
+    with pytest.raises(UnknownLayer, match="'stem', but no layer's name"):
+        freeze(make_vit(), ["stem"])
