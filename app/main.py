@@ -45,8 +45,8 @@ log = logging.getLogger("tissue")
 
 KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which else reuse a connection as it is closed
 CUDA_BATCH = 32
-# So long a thread that comes back from a model call waits for one that holds the interpreter, its core idle; Python's own
-# 5 ms are half a call.
+# So long a thread that comes back from a model call waits for the one that holds the interpreter, and its core is idle;
+# Python's own 5 ms are half a call.
 SWITCH_INTERVAL_S = 0.0001
 UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
