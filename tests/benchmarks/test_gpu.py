@@ -59,7 +59,7 @@ def answer(path: Path) -> np.ndarray:
 
 def test_the_work_of_an_image_is_counted_from_the_sizes():
     manifest = read_manifest(ARTIFACT)
-    assert 0.5e9 < flops_per_image(manifest) < 0.7e9  # width 192, 6 layers, 101 tokens
+    assert 0.6e9 < flops_per_image(manifest) < 0.7e9  # 0.25e9 of the stem; width 192, 4 layers, 101 tokens
 
 
 def test_shares_are_of_what_was_measured_or_said_not_to_be():
