@@ -100,7 +100,7 @@ def build_stem(config: ViTConfig) -> nn.Module:
         case "conv":
             return ConvStem(config)
         case "efficientnet":
-            return EfficientStem(config.grid, config.width)
+            return EfficientStem(config.tile_px, config.grid, config.width)
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:

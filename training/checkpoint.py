@@ -1,8 +1,10 @@
 """Training state on disk: written whole or not at all, read as tensors and plain values only.
 
-Also where weights come from at the start of a run: an earlier checkpoint, or a timm-named .safetensors file.
+Also where weights come from at the start of a run: an earlier checkpoint, a timm-named .safetensors file, or the
+published EfficientNet-Lite0.
 """
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 State = dict[str, Any]
 
+log = logging.getLogger(__name__)
 
 PATCHES = "patch_embed.proj.weight"
 
@@ -112,7 +115,9 @@ def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
             f"nothing in {path} fits this model by name and shape; it holds {sorted(found)[:5]}…"
         )
     model.load_state_dict(usable, strict=False)
-    return sorted(own.keys() - usable.keys()), sorted(found.keys() - usable.keys())
+    missing, unused = sorted(own.keys() - usable.keys()), sorted(found.keys() - usable.keys())
+    log.info("started from %s; new: %s; not used: %s", path, missing or "nothing", unused or "nothing")
+    return missing, unused
 
 
 def fit_positions(theirs: Tensor, ours: Tensor) -> Tensor:

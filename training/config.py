@@ -132,7 +132,7 @@ class Fit(Section):
     # so many per class, by `course`; a fifth at random, or of groups of like stain and look; train on everything
     split: Literal["course", "fifth", "looks", "all"] = "fifth"
     course: tuple[Count, Count, Count] = (425, 100, 100)  # of each class: training, validation, test
-    init: Path | None = None  # a checkpoint of this project, a timm-named .safetensors, or an EfficientNet-Lite's .pth
+    init: Path | None = None  # a checkpoint of this project, a timm-named .safetensors, or EfficientNet-Lite0's .pth
     rehearse: Rehearse | None = None
     distil: Distil | None = None
     model: Model = ViTConfig()

@@ -116,8 +116,7 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     torch.manual_seed(how.seed)
     model = build(config.model, len(train.classes))
     if config.init:
-        missing, unused = checkpoint.initialise(model, config.init)
-        log.info("started from %s; new: %s; not used: %s", config.init, missing or "nothing", unused or "nothing")
+        checkpoint.initialise(model, config.init)
     model = model.to(device)
     draw_batch = gather_batches(config, train, device)
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.augment import to_float
 from training.pretrain import Cutter, Pretrained, gather
 
 DENSE = ("points", "masks")  # the kinds of sources with something in each patch
@@ -39,7 +40,7 @@ def look_at_held_out(model: Pretrained, cutter: Cutter, most: int = 60) -> Patch
         side = min(cutter.side_px(field), height, width)
         cuts.append(cutter.cut_at(field, (width - side) / 2, (height - side) / 2, side))
     batch = gather(cuts)
-    images = batch.tiles.to(model.vit.pos_embed.device).permute(0, 3, 1, 2).float() / 255
+    images = to_float(batch.tiles.to(model.vit.pos_embed.device))
     patches = model.vit.norm(model.vit(images).tokens[-1])[:, 1:]  # (n, G*G, D)
     said = model.heads[collection.task](patches).cpu()  # (n, G*G, C)
     if collection.source.kind == "points":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from model.network import TokenConfig, build_tokens
 from training import checkpoint
-from training.augment import keep_some_patches, mean_density, recolour
+from training.augment import keep_some_patches, mean_density, recolour, to_float
 from training.config import BadConfig, Masked, Pretrain, Rule, Source
 from training.data import images_below
 from training.masking import Guesser, masked_loss
@@ -359,7 +359,7 @@ def held_out_accuracy(model: Pretrained, cutter: Cutter, device: torch.device, m
     for start in range(0, len(fields), 100):
         part = fields[start : start + 100]
         batch = gather([cutter.cut_at(field, 0, 0, min(field.pixels.shape[:2])) for field in part])
-        out = model.vit(batch.tiles.to(device).permute(0, 3, 1, 2).float() / 255)
+        out = model.vit(to_float(batch.tiles.to(device)))
         guessed = model.heads[cutter.collection.task](out.features).argmax(dim=1).cpu()
         right += (guessed == batch.labels).sum().item()
     return right / len(fields)

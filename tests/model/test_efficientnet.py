@@ -3,12 +3,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.efficientnet import EfficientStem, convolve
+from model.efficientnet import EfficientStem, Enlarge, convolve
 
 
-def make_stem(grid=10):
+def make_stem(side_px=160, grid=10):
     torch.manual_seed(0)
-    return EfficientStem(grid, width=24).eval()
+    return EfficientStem(side_px, grid, width=24).eval()
+
+
+@pytest.mark.parametrize(("side_px", "to_px"), [(150, 160), (60, 64), (160, 160), (150, 80)])
+def test_tiles_are_enlarged_as_torch_does_it(side_px, to_px):
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, side_px, side_px, dtype=torch.float64)
+    wanted = F.interpolate(images, (to_px, to_px), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(Enlarge(side_px, to_px)(images), wanted, atol=1e-6, rtol=0)
 
 
 def test_a_norm_that_learns_nothing_is_part_of_its_convolution():
@@ -38,7 +46,7 @@ def test_what_tokens_see_lies_around_their_own_patches():
 
 
 def test_tiles_of_any_side_become_its_grid():
-    assert make_stem(grid=4)(torch.rand(2, 3, 60, 60)).shape == (2, 16, 24)
+    assert make_stem(60, grid=4)(torch.rand(2, 3, 60, 60)).shape == (2, 16, 24)
 
 
 def test_its_blocks_are_those_of_the_paper():
