@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 if TYPE_CHECKING:  # the name exists for type checkers only
     from python_multipart.multipart import MultipartCallbacks
@@ -91,16 +91,17 @@ def _explain_content_type(content_type: str) -> str:
 
 
 async def _read_chunks(request: Request) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    while True:
+    more = True
+    while more:
         try:
             async with asyncio.timeout(STALL_S):
-                chunk = await anext(stream)
+                message = await request.receive()
         except TimeoutError:
             raise StalledUpload(f"nothing more of the body came for {STALL_S} s") from None
-        except StopAsyncIteration:
-            return
-        yield chunk
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
 
 
 async def _read_form(request: Request, content_type: str, *, field: str, limit: int) -> list[Upload]:

@@ -37,26 +37,27 @@ class TextLines(logging.Formatter):
 
 
 class Gathered(logging.StreamHandler[TextIO]):
-    """Writes the lines of requests together, when told to; anything else takes them along at once.
+    """Words and writes the lines of requests together, when told to; anything else takes them along at once.
 
     In a write other threads get the interpreter, and while model calls go on it comes back late: at a write a request
-    the event loop would wait for that as long as it works.
+    the event loop would wait for that as long as it works. Wording many at once finds its code in the caches that a
+    model call has emptied.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._lines: list[str] = []
+        self._records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(self.format(record) + self.terminator)
-        if record.name != ACCESS or record.levelno >= logging.WARNING or len(self._lines) >= MOST_GATHERED:
+        self._records.append(record)
+        if record.name != ACCESS or record.levelno >= logging.WARNING or len(self._records) >= MOST_GATHERED:
             self.flush()
 
     def flush(self) -> None:
         with self.lock or nullcontext():
-            lines, self._lines = self._lines, []
-            if lines:
-                self.stream.write("".join(lines))
+            records, self._records = self._records, []
+            if records:
+                self.stream.write("".join(self.format(record) + self.terminator for record in records))
                 self.stream.flush()
 
 

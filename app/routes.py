@@ -20,6 +20,7 @@ from app.errors import describe
 from app.intake import Upload, read_image, read_images
 from app.maps import VIEWS, Drawable
 from app.negotiation import JSON, NPY, PNG, choose_type
+from app.options import OptionsRoute
 from app.overlay import draw_heads, draw_overlay
 from app.samples import Sample
 from app.service import MapOptions, Service, count_places
@@ -44,7 +45,7 @@ DOCS_POLICY = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-
 BatchItems = list[schemas.AnsweredItem | schemas.FailedItem]
 _batch_items: TypeAdapter[BatchItems] = TypeAdapter(BatchItems)
 
-router = APIRouter()
+router = APIRouter(route_class=OptionsRoute)
 
 
 # Called by the handlers instead of declared as dependencies, which FastAPI resolves anew for every request: that

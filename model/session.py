@@ -149,7 +149,8 @@ def open_session(path: Path, device: Device, threads: int) -> ort.InferenceSessi
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle service takes no CPU
+    # Within a call its threads wait for each other awake, which is a sixth faster; after it they sleep.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         if device == "cpu":
             return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

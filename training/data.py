@@ -83,12 +83,14 @@ class Fold(NamedTuple):
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def scan(folder: Path, table: Path | None = None, classes: Sequence[str] | None = None) -> Scan:
+def scan(
+    folder: Path, table: Path | None = None, classes: Sequence[str] | None = None, *, needs_all: bool = True
+) -> Scan:
     """`table`: CSV with a column `file` (seen from `folder`) and any of `label`, `slide`, `quality`, which go before
     what the names say. `classes`: only these, in this order; else all that are found, in the folders' order.
     """
     rows = read_table(table) if table else {}
-    labels = find_images(folder, rows, classes)
+    labels = find_images(folder, rows, classes, needs_all)
     first_with: dict[str, Record] = {}  # these bytes, by their hash
     unreadable, duplicates = [], []
     for path in progress(list(labels), f"reading {folder.name}"):
@@ -104,7 +106,8 @@ def scan(folder: Path, table: Path | None = None, classes: Sequence[str] | None 
         if first is not record:
             duplicates.append((first.path, path))
 
-    in_order = list(classes or dict.fromkeys(labels.values()))
+    there = dict.fromkeys(labels.values())
+    in_order = [label for label in classes if label in there] if classes else list(there)
     found = Scan(list(first_with.values()), unreadable, duplicates, in_order)
     refuse_unread_classes(found, labels)
     return found
@@ -115,7 +118,9 @@ def describe(path: Path, label: str, data: bytes, row: dict[str, str]) -> Record
     return Record(path, label, slide, hashlib.sha256(data).hexdigest(), row.get("quality") or None)
 
 
-def find_images(folder: Path, rows: dict[str, dict[str, str]], classes: Sequence[str] | None) -> dict[Path, str]:
+def find_images(
+    folder: Path, rows: dict[str, dict[str, str]], classes: Sequence[str] | None, needs_all: bool
+) -> dict[Path, str]:
     """All image files and their labels: the table's, else the folder's."""
     labels: dict[Path, str] = {}
     for class_folder in class_folders(folder):
@@ -127,18 +132,18 @@ def find_images(folder: Path, rows: dict[str, dict[str, str]], classes: Sequence
     labels |= {folder / file: row["label"] for file, row in rows.items() if row.get("label")}
 
     found = list(dict.fromkeys(labels.values()))
-    refuse_too_few_classes(folder, found, classes or [])
+    refuse_too_few_classes(folder, found, classes or [], needs_all)
     return {path: label for path, label in labels.items() if classes is None or label in classes}
 
 
-def refuse_too_few_classes(folder: Path, found: list[str], wanted: Sequence[str]) -> None:
+def refuse_too_few_classes(folder: Path, found: list[str], wanted: Sequence[str], needs_all: bool) -> None:
     if len(found) < 2:
         inner = [path for path in class_folders(folder) if class_folders(path)]
         hint = f". Did you mean {inner[0]}?" if inner else ""
         came = f"one class, {found[0]}" if found else "no folders with images"
         raise NoClasses(f"{folder} holds {came}; expected a folder for each of two classes or more{hint}")
     missing = [label for label in wanted if label not in found]
-    if missing:
+    if missing and (needs_all or len(missing) == len(wanted)):
         raise NoClasses(f"{folder} has no class {', '.join(missing)}; it has {', '.join(found)}")
 
 

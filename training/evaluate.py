@@ -20,7 +20,7 @@ from training.metrics import Scores, score
 
 def evaluate(artifact: Path, images: Path, table: Path | None, image_mpp: float | None) -> Scores:
     m = read_manifest(artifact)
-    records = scan(images, table, m.class_names).records
+    records = scan(images, table, m.class_names, needs_all=False).records
     tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
     return score(predict_singly(artifact, tiles), number_labels(records, m.class_names), m.class_names)
 

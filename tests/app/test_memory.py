@@ -28,3 +28,25 @@ ctypes.CDLL(None).malloc_stats()
 def test_threads_share_one_heap(asked: str, heaps: int) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, asked], capture_output=True, text=True, check=True)
     assert done.stderr.count("Arena ") == heaps, done.stderr
+
+
+# As a request does: some buffers of a tile's size, and all of them free again. Prints the page faults of each.
+REQUESTS = """
+import resource, sys
+from app.memory import give_back_what_is_free
+if sys.argv[1] == "yes":
+    give_back_what_is_free()
+def count_faults(requests):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(requests):
+        buffers = [bytearray(90_000) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+count_faults(10)
+print(count_faults(100) / 100)
+"""
+
+
+@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="asks glibc")
+def test_what_a_request_frees_is_there_for_the_next() -> None:
+    done = subprocess.run([sys.executable, "-c", REQUESTS, "yes"], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1

@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_a_lone_call_and_one_of_a_crowd_give_the_same_digits(classifier):
     alone, crowd = classifier.predict(random_tiles(1), alone=True), classifier.predict(random_tiles(1), alone=False)
     for name, value in vars(alone).items():
         np.testing.assert_array_equal(value, getattr(crowd, name))
+
+
+def test_between_calls_nobody_spins(classifier):
+    """Else each call would be followed by 40 ms of a busy core."""
+    tile = np.zeros((1, 150, 150, 3), np.uint8)
+    took_s = []
+    for _ in range(5):
+        classifier.predict(tile)
+        before = time.process_time()
+        time.sleep(0.05)
+        took_s.append(time.process_time() - before)
+    assert sorted(took_s)[2] < 0.01
 
 
 def test_removing_patches_changes_the_answer_and_silences_their_maps(classifier):

@@ -156,6 +156,9 @@ def test_classes_can_be_chosen_and_ordered(tree: Path):
     assert {record.label for record in scan(tree, classes=["Stroma"]).records} == {"Stroma"}
     with pytest.raises(NoClasses, match="has no class Stromma; it has Tumor, Stroma"):
         scan(tree, classes=["Stromma", "Tumor"])
+    assert scan(tree, classes=["Stromma", "Stroma", "Tumor"], needs_all=False).classes == ["Stroma", "Tumor"]
+    with pytest.raises(NoClasses, match="has no class Stromma; it has Tumor, Stroma"):
+        scan(tree, classes=["Stromma"], needs_all=False)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
