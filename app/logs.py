@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -57,8 +57,10 @@ class Gathered(logging.StreamHandler[TextIO]):
         with self.lock or nullcontext():
             records, self._records = self._records, []
             if records:
-                self.stream.write("".join(self.format(record) + self.terminator for record in records))
-                self.stream.flush()
+                lines = "".join(self.format(record) + self.terminator for record in records)
+                with suppress(OSError):  # whoever read them has gone, or the disk is full: no reason to stop answering
+                    self.stream.write(lines)
+                    self.stream.flush()
 
 
 def configure(form: Literal["json", "text"]) -> None:

@@ -1,6 +1,8 @@
+import contextlib
 import io
 import json
 import logging
+import os
 import sys
 
 import pytest
@@ -72,3 +74,15 @@ def test_lines_of_requests_are_written_together_and_everything_else_at_once():
     log("tissue", logging.INFO, "stopping")
     log(ACCESS, logging.ERROR, "failed")
     assert writes[1:] == ["third\nstopping\n", "failed\n"]
+
+
+def test_lines_that_nobody_can_take_stop_nothing():
+    handled = 0
+    reading, writing = os.pipe()
+    os.close(reading)
+    with contextlib.suppress(BrokenPipeError), open(writing, "w") as stream:  # closing it tries once more
+        handler = Gathered(stream)
+        for _ in range(2):
+            handler.handle(logging.makeLogRecord({"name": "tissue", "levelno": logging.INFO, "msg": "ready"}))
+            handled += 1
+    assert handled == 2
