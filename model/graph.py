@@ -179,8 +179,25 @@ def evidence(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> 
 
     Where the head reads the mean of the patches this is exact: the patches' shares and the bias add up to the logit
     (class activation mapping, arXiv 1512.04150). Where it reads the class token it is of first order: how the logit
-    changes with what the patch told the class token in the last block. A head that reads both gets the sum.
+    changes with what the patch told the class token in the last block. A head that reads both gets the sum. Two heads
+    count by their shares in the logit.
     """
+    total = head_evidence(net, out, keep)
+    if not isinstance(net, ViT) or not net.config.early_share:
+        return total
+    early = early_evidence(net, out.tokens[0][:, 1:] - net.pos_embed[:, 1:], keep)
+    return torch.lerp(total, early, net.config.early_share)
+
+
+def early_evidence(net: ViT, patches: Tensor, keep: Tensor) -> Tensor:
+    """Exact, as above: a patch speaks by how far it is from the mean patch of the training."""
+    norm, shares = net.early_norm, patch_shares(keep)
+    assert norm.running_mean is not None and norm.running_var is not None
+    normed = (patches - norm.running_mean) / (norm.running_var + norm.eps).sqrt()  # (N, G*G, D)
+    return net.early_head.weight @ (normed * shares.unsqueeze(-1).to(patches.dtype)).transpose(1, 2)  # (N, K, G*G)
+
+
+def head_evidence(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> Tensor:
     width = net.config.width
     weight = net.head.weight  # (K, D) or (K, 2D)
     x = out.tokens[-1]  # (N, T, D)

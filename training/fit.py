@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from model import vit
 from model.graph import to_images
 from model.network import Network, TokenNetwork, build
 from training import checkpoint, synthetic
@@ -91,7 +92,7 @@ def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
         return split_course(tiles, config)[:2]
     groups = together(tiles)
     if config.split == "looks":
-        groups = group_looks(tiles.tiles, groups, seed)
+        groups = group_looks(tiles.tiles, tiles.targets, groups, seed)
     fold = random_folds(tiles.targets, 5, seed, groups)[0]
     return tiles.subset(fold.train), tiles.subset(fold.held_out)
 
@@ -123,8 +124,9 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     def loss_of(net: nn.Module, step: int) -> torch.Tensor:
         batch = draw_batch(step)
         images, wanted = blend(augment(batch.tiles, config.augment, batch.looks), batch.targets, config.augment)
-        logits = look(net, images, how.token_drop).logits.float()
-        loss = F.cross_entropy(logits, wanted, label_smoothing=how.label_smoothing)
+        seen = look(net, images, how.token_drop)
+        logits = seen.logits.float()
+        loss = mean_loss(opinions_of(seen), wanted, how.label_smoothing)
         if teacher is None or config.distil is None:
             return loss
         with torch.no_grad():
@@ -177,6 +179,17 @@ def look(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
         return net(images)
     assert isinstance(net, TokenNetwork)
     return net(images, kept=keep_some_patches(len(images), net.config.grid**2, token_drop, images.device))
+
+
+def opinions_of(seen: Any) -> tuple[torch.Tensor, ...]:
+    """Logits of each head; of most networks there is one."""
+    return seen.opinions if isinstance(seen, vit.Output) else (seen.logits,)
+
+
+def mean_loss(opinions: tuple[torch.Tensor, ...], wanted: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """Each head has to be right alone: taught by their mean, the faster would leave nothing to the other."""
+    losses = [F.cross_entropy(one.float(), wanted, label_smoothing=label_smoothing) for one in opinions]
+    return torch.stack(losses).mean()
 
 
 def train_teacher(config: Fit, train: TileSet, folder: Path, title: str) -> Network | None:

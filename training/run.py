@@ -35,12 +35,12 @@ from training.fit import (
     split_course,
 )
 from training.gate import Looks, count_versions, look_at
-from training.looks import CLUSTERS
+from training.looks import LOOKS
 from training.metrics import reliability, risk_coverage, score
 
 PROTOCOLS = {
     "fifth": "one random fifth held out",
-    "looks": f"a fifth held out in whole groups of like stain and look ({CLUSTERS} by k-means)",
+    "looks": f"whole looks held out, about one of {LOOKS} (k-means of stain) of each class",
 }
 MOST_CHECK_TILES = 3000  # more would make the checks longer, not sharper
 AFTER_TRAINING = {"card", "repeats", "folds", "groupings"}  # sections that change nothing in what was learnt

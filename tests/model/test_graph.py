@@ -21,9 +21,10 @@ from model.vit import Block, ViT, ViTConfig
 K, G = 4, 4
 
 
-def make_vit(pool: str) -> ViT:
+def make_vit(pool: str, **more: float) -> ViT:
     torch.manual_seed(1)
-    vit = ViT(ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool), K).double().eval()  # type: ignore[arg-type]
+    config = ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool, **more)  # type: ignore[arg-type]
+    vit = ViT(config, K).double().eval()
     for parameter in vit.parameters():
         nn.init.normal_(parameter, std=0.3)
     return vit
@@ -76,6 +77,19 @@ def test_evidence_of_a_head_that_reads_both_is_the_sum_of_both():
         one.load_state_dict({**both.state_dict(), "head.weight": weight})
         parts.append(evidence(one, out, ALL))
     torch.testing.assert_close(evidence(both, out, ALL), parts[0] + parts[1])
+
+
+@pytest.mark.parametrize("removed", [0, 5])
+def test_evidence_of_an_early_head_adds_up_too(removed):
+    vit = make_vit("mean", early_share=0.75)
+    vit.early_norm.running_mean = torch.randn(24, dtype=torch.float64)
+    vit.early_norm.running_var = torch.full((24,), 3, dtype=torch.float64)
+    keep = ALL.clone()
+    keep[:, :removed] = False
+    out = vit(make_images(), keep=keep, need_weights=True)
+    shares = evidence(vit, out, keep)
+    torch.testing.assert_close(shares.sum(-1) + 0.25 * vit.head.bias + 0.75 * vit.early_head.bias, out.logits)
+    assert (shares[:, :, :removed] == 0).all()
 
 
 @pytest.mark.parametrize("pool", ["class", "mean"])

@@ -85,13 +85,25 @@ def test_the_explicit_and_the_fused_attention_agree(removed):
     torch.testing.assert_close(explicit.logits, fused.logits, atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("early_share", [0.0, 0.75])
 @pytest.mark.parametrize("pool", ["class", "mean", "both"])
-def test_masking_a_patch_is_the_same_as_never_having_it(pool):
-    vit = randomised(ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool))
+def test_masking_a_patch_is_the_same_as_never_having_it(pool, early_share):
+    vit = randomised(ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool, early_share=early_share))
     images = torch.rand(2, 3, 60, 60)
     kept = torch.tensor([[0, 3, 7], [1, 2, 15]])
     keep = torch.zeros(2, 16, dtype=torch.bool).scatter(1, kept, True)
     torch.testing.assert_close(vit(images, keep=keep).logits, vit(images, kept=kept).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_early_head_reads_the_patches_before_any_layer_and_counts_as_much_as_it_is_told():
+    vit = randomised(ViTConfig(tile_px=60, width=24, layers=2, heads=3, early_share=0.75))
+    vit.early_norm.running_mean = torch.randn(24)
+    images = torch.rand(3, 3, 60, 60)
+    out = vit(images)
+    early = vit.early_norm(vit.patch_embed((images - 0.5) / 0.5).mean(dim=1))
+    torch.testing.assert_close(out.features, torch.cat([vit.norm(out.tokens[-1])[:, 0], early], dim=1))
+    torch.testing.assert_close(out.opinions, (vit.head(out.features[:, :24]), vit.early_head(early)))
+    torch.testing.assert_close(out.logits, 0.25 * out.opinions[0] + 0.75 * out.opinions[1])
 
 
 def test_attention_scores_are_scaled_by_the_root_of_the_head_width():

@@ -7,6 +7,7 @@ from model.convnets import ConvMixerConfig, ResNetConfig
 from model.msht import MSHTConfig
 from model.vit import ViTConfig
 from training.config import BadConfig, Distil, Fit, Optimisation, Pretrain, read_config
+from training.data import read_table
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "default.toml"
 MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\n'
@@ -20,6 +21,12 @@ def write(tmp_path):
         return path
 
     return write_config
+
+
+def test_labels_by_looking_name_classes_of_the_shipped_artefact():
+    rows = read_table(SHIPPED.with_name("slide_tiles.csv"))
+    assert len(rows) == 268
+    assert {row["label"] for row in rows.values()} < set(read_config(SHIPPED, [], Fit).data.classes or [])
 
 
 def test_a_minimal_file_is_a_whole_run(write):

@@ -5,7 +5,7 @@ import torch
 from model.vit import ViT
 from training import checkpoint
 from training.data import TooFewImages
-from training.fit import cross_validate, fit_tiles, make_folds, predict, read_tiles, split, together
+from training.fit import cross_validate, fit_tiles, make_folds, mean_loss, predict, read_tiles, split, together
 
 HIDDEN = "blocks.0.mlp.fc1.weight"
 
@@ -19,6 +19,16 @@ def test_tiles_come_in_the_order_of_the_configs_classes(small_fit, tiles):
     assert tiles.classes == ["Tumor", "Stroma", "Lympho"]
     assert tiles.tiles.shape == (30, 150, 150, 3)
     assert [tiles.classes[t] for t in tiles.targets] == [record.label for record in tiles.records]
+
+
+def test_each_head_learns_as_if_it_were_alone():
+    first, second = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+    targets = torch.eye(3)[[0, 1, 2, 0, 1]]
+    mean_loss((first, second), targets, 0.1).backward()
+    beside_another, first.grad = first.grad, None
+    (mean_loss((first,), targets, 0.1) / 2).backward()
+    torch.testing.assert_close(beside_another, first.grad)
+    assert second.grad is not None and second.grad.abs().sum() > 0
 
 
 def test_tiles_are_drawn_where_the_config_says_so_and_only_once(small_fit, tmp_path):
@@ -70,7 +80,7 @@ def test_training_starts_from_an_earlier_run_with_another_head(small_fit, tiles,
     with caplog.at_level("INFO"):
         vit = fit_tiles(config, tiles, tmp_path / "run", None)
     torch.testing.assert_close(vit.get_parameter(HIDDEN), earlier.get_parameter(HIDDEN))
-    assert "new: ['head.bias', 'head.weight']" in caplog.text
+    assert "new: ['early_head.bias', 'early_head.weight', 'head.bias', 'head.weight']" in caplog.text
 
 
 def test_every_tile_is_answered_out_of_its_fold_and_finished_folds_are_kept(small_fit, tiles, tmp_path):

@@ -13,16 +13,25 @@ def stained(colour: np.ndarray, n: int) -> np.ndarray:
 
 
 def test_images_of_one_stain_get_one_group(monkeypatch):
-    monkeypatch.setattr("training.looks.CLUSTERS", 2)
-    groups = group_looks(np.concatenate([stained(PURPLE, 6), stained(PINK, 6)]), np.arange(12), seed=0)
+    monkeypatch.setattr("training.looks.LOOKS", 2)
+    groups = group_looks(
+        np.concatenate([stained(PURPLE, 6), stained(PINK, 6)]), np.zeros(12, int), np.arange(12), seed=0
+    )
     assert len(set(groups[:6])) == len(set(groups[6:])) == 1 and groups[0] != groups[6]
 
 
+def test_classes_have_looks_of_their_own(monkeypatch):
+    monkeypatch.setattr("training.looks.LOOKS", 2)
+    tiles = np.concatenate([stained(PURPLE, 3), stained(PINK, 3)] * 2)
+    groups = group_looks(tiles, np.repeat([0, 1], 6), np.arange(12), seed=0)
+    assert not set(groups[:6]) & set(groups[6:]) and len(set(groups)) == 4
+
+
 def test_near_duplicates_get_one_group_whatever_they_look_like(monkeypatch):
-    monkeypatch.setattr("training.looks.CLUSTERS", 2)
+    monkeypatch.setattr("training.looks.LOOKS", 2)
     together = np.arange(12)
     together[[3, 9]] = 3
-    groups = group_looks(np.concatenate([stained(PURPLE, 6), stained(PINK, 6)]), together, seed=0)
+    groups = group_looks(np.concatenate([stained(PURPLE, 6), stained(PINK, 6)]), np.zeros(12, int), together, seed=0)
     assert groups[9] == groups[3] == groups[0]
 
 
@@ -41,5 +50,7 @@ def test_whole_groups_are_held_out_and_near_duplicates_come_from_the_table(small
     assert (together(tiles) == np.array([0, 0, *range(2, 30)])).all()
     train, held_out = split(tiles, config)
     assert held_out is not None and len(train.targets) + len(held_out.targets) == 30
-    groups = dict(zip([r.sha256 for r in tiles.records], group_looks(tiles.tiles, together(tiles), 0), strict=True))
+    groups = dict(
+        zip([r.sha256 for r in tiles.records], group_looks(tiles.tiles, tiles.targets, together(tiles), 0), strict=True)
+    )
     assert not {groups[r.sha256] for r in train.records} & {groups[r.sha256] for r in held_out.records}
