@@ -185,8 +185,9 @@ def evidence(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> 
     total = head_evidence(net, out, keep)
     if not isinstance(net, ViT) or not net.config.early_share:
         return total
+    share = net.config.early_share
     early = early_evidence(net, out.tokens[0][:, 1:] - net.pos_embed[:, 1:], keep)
-    return torch.lerp(total, early, net.config.early_share)
+    return (1 - share) * total + share * early
 
 
 def early_evidence(net: ViT, patches: Tensor, keep: Tensor) -> Tensor:

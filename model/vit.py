@@ -258,9 +258,10 @@ class ViT(nn.Module):
         if not self.config.early_share:
             return Output(logits, features, tuple(tokens), tuple(attentions), (logits,))
         early = self.early_norm(mean_of_patches(patches, keep))  # (N, D)
-        opinions = logits, self.early_head(early)
-        logits = torch.lerp(*opinions, self.config.early_share)
-        return Output(logits, torch.cat([features, early], dim=1), tuple(tokens), tuple(attentions), opinions)
+        share, early_logits = self.config.early_share, self.early_head(early)
+        weighed = (1 - share) * logits + share * early_logits  # torch.lerp would leave branches in the graph
+        features = torch.cat([features, early], dim=1)
+        return Output(weighed, features, tuple(tokens), tuple(attentions), (logits, early_logits))
 
     def pool(self, x: Tensor, keep: Tensor | None) -> Tensor:
         if self.config.pool == "class":

@@ -146,6 +146,7 @@ OPERATORS: dict[str, Operator] = {
     "AveragePool": pool_mean,
     "BatchNormalization": lambda x, w, b, m, v, *, epsilon, **_: F.batch_norm(x, m, v, w, b, eps=epsilon),
     "Cast": cast,
+    "Clip": torch.clamp,
     "Concat": lambda *xs, axis: torch.cat(xs, axis),
     "Conv": convolve,
     "Div": torch.div,
