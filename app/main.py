@@ -39,7 +39,7 @@ from app.service import Graph, Item, Service, answer_questions
 from app.settings import Settings
 from app.workers import STARTUP_FAILED, supervise
 from model.artifact import CorruptArtifact
-from model.session import CUDA_BATCHES, Classifier, DeviceUnavailable, available_cores, open_classifier
+from model.session import CUDA_BATCHES, Classifier, Device, DeviceUnavailable, available_cores, open_classifier
 
 log = logging.getLogger("tissue")
 
@@ -129,7 +129,7 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         await asyncio.to_thread(warm, classifier, max_batch)
         batcher: Batcher[Graph, Item, Any] = Batcher(
             answer_questions(classifier),
-            threads=settings.infer_threads or (cores if classifier.device == "cpu" else 1),
+            threads=settings.infer_threads or choose_infer_threads(classifier.device, cores),
             max_batch=max_batch,
             max_queue=settings.max_queue,
             observe=lambda call: count_call(metrics, call),
@@ -147,6 +147,14 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
             decoders.shutdown(cancel_futures=True)
 
     return lifespan
+
+
+def choose_infer_threads(device: Device, cores: int) -> int:
+    """One more than there are cores: while one waits for the interpreter, another keeps its core busy.
+
+    A lone core is never idle for that: who has the interpreter runs on it.
+    """
+    return 1 if device == "cuda" or cores == 1 else cores + 1
 
 
 def choose_max_batch(settings: Settings, classifier: Classifier) -> int:

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Model calls at a time. Unset: one per granted core on a CPU, 1 on a GPU.",
+        description="Model calls at a time. Unset: one more than granted cores, 1 on a single core or a GPU.",
     )
     intra_threads: int | None = Field(
         None,

@@ -11,7 +11,7 @@ from http.client import HTTPResponse
 import httpx
 import pytest
 
-from app.main import bind, is_loopback
+from app.main import bind, choose_infer_threads, is_loopback
 from app.settings import Settings
 from tests.app import conftest
 from tests.app.conftest import PATIENCE_S, Process, start
@@ -262,3 +262,9 @@ def test_a_port_that_is_taken_is_named(server, caplog):
 )
 def test_which_hosts_are_this_machine_alone(host, expected):
     assert is_loopback(host) is expected
+
+
+def test_a_thread_more_than_cores_calls_the_model_unless_nothing_could_be_idle():
+    assert choose_infer_threads("cpu", 2) == 3
+    assert choose_infer_threads("cpu", 1) == 1
+    assert choose_infer_threads("cuda", 8) == 1
