@@ -35,8 +35,13 @@ class Unanswered(RuntimeError):
 
 @asynccontextmanager
 async def connect(url: str, api_key: str | None) -> AsyncIterator[httpx.AsyncClient]:
-    headers = {"X-API-Key": api_key} if api_key else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S) as client:
+    headers = [(b"X-API-Key", api_key.encode())] if api_key else []  # as text httpx refuses letters beyond ASCII
+    try:
+        client = httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S)
+    except httpx.InvalidURL as error:
+        reason = f"{url} is no address ({error}); give one such as http://127.0.0.1:8000"
+        raise Unanswered({"code": "no_service", "title": "There is no service", "detail": reason}) from None
+    async with client:
         yield client
 
 
@@ -113,14 +118,14 @@ def _read(picture: Path) -> bytes:
 
 
 async def _request(client: httpx.AsyncClient, method: str, route: str, **content: Any) -> httpx.Response:
-    for _ in range(MOST_TRIES):
+    for tries_left in reversed(range(MOST_TRIES)):
         try:
             response = await client.request(method, route, **content)
         except httpx.HTTPError as error:
             cause = str(error) or type(error).__name__
             reason = f"nobody answers at {client.base_url} ({cause}); start a service there with `tissue serve`"
             raise Unanswered({"code": "no_service", "title": "There is no service", "detail": reason}) from None
-        if response.status_code != 503:
+        if response.status_code != 503 or not tries_left:
             break
         await asyncio.sleep(_retry_after_s(response))
     if response.is_success:

@@ -102,14 +102,17 @@ def _give_example(kind: Kind) -> dict[str, Any]:
     return problem.model_dump(exclude_none=True)
 
 
-_BODY = ("no_image", "malformed_form", "unauthorized", "upload_stalled", "body_too_large", "unsupported_content_type")
+_BODY = (
+    *("no_image", "malformed_form", "unauthorized", "upload_stalled", "body_too_large", "too_many_uploads"),
+    "unsupported_content_type",
+)
 _WORK = ("invalid_parameter", "wrong_field", "too_many_images", "queue_full", "shutting_down", "internal_error")
 _IMAGE = (
     *("unsupported_format", "image_too_large", "undecodable_image", "animated_image", "image_too_small"),
     *("image_too_narrow", "mpp_out_of_range", "field_too_small", "image_refused", "deadline_exceeded"),
 )
 PREDICT_PROBLEMS = describe_problems(*_BODY, *_WORK, *_IMAGE, "coverage_unavailable")
-BATCH_PROBLEMS = describe_problems(*_BODY, *_WORK, "coverage_unavailable")
+BATCH_PROBLEMS = describe_problems(*_BODY, *_WORK, "mpp_out_of_range", "coverage_unavailable")
 FEATURE_PROBLEMS = describe_problems(*_BODY, *_WORK, *_IMAGE, "not_acceptable")
 ATTENTION_PROBLEMS = describe_problems(
     *(*_BODY, *_WORK, *_IMAGE, "not_acceptable", "coverage_unavailable"),

@@ -59,13 +59,10 @@ def examine_device(settings: Settings) -> Finding:
 
 def examine_threads(settings: Settings) -> Finding:
     granted = available_cores()
-    asked = (settings.infer_threads or 1) * (settings.intra_threads or 1)
-    advice = ""
-    if asked > granted:
-        advice = (
-            f"TISSUE_INFER_THREADS x TISSUE_INTRA_THREADS is {asked}: more threads than cores slow each other down; "
-            f"unset both, or keep their product within {granted}"
-        )
+    most = {"TISSUE_INFER_THREADS": granted + 1, "TISSUE_INTRA_THREADS": granted}  # beyond, they slow each other down
+    asked = {"TISSUE_INFER_THREADS": settings.infer_threads or 1, "TISSUE_INTRA_THREADS": settings.intra_threads or 1}
+    too_many = [name for name in most if asked[name] > most[name]]
+    advice = "; ".join(f"{name} is {asked[name]}: unset it, or take at most {most[name]}" for name in too_many)
     return Finding("threads", f"{granted} of the machine's {os.cpu_count()} cores granted", advice)
 
 

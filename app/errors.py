@@ -21,7 +21,7 @@ from app.batcher import QueueFull, ShuttingDown
 from app.deadline import ClientHungUp, DeadlineExceeded
 from app.intake import EmptyBody, MalformedForm, StalledUpload, TooManyImages, WrongContentType, WrongField
 from app.maps import LayerOutOfRange, MethodUnavailable, TargetUnknown
-from app.middleware import BodyTooLarge, WrongKey
+from app.middleware import BodyTooLarge, TooManyUploads, WrongKey
 from app.negotiation import NothingAcceptable
 from app.service import NotReady, UnsuitableOptions
 from model.pixels import (
@@ -76,6 +76,7 @@ KINDS: dict[type[Exception], Kind] = {
     ClientDisconnect: Kind(499, "client_hung_up", "The client hung up"),
     ClientHungUp: Kind(499, "client_hung_up", "The client hung up"),
     QueueFull: Kind(503, "queue_full", "The service is busy"),
+    TooManyUploads: Kind(503, "too_many_uploads", "Too much is being uploaded"),
     ShuttingDown: Kind(503, "shutting_down", "The service is shutting down"),
     NotReady: Kind(503, "not_ready", "The service is not ready"),
     DeadlineExceeded: Kind(504, "deadline_exceeded", "The answer took too long"),
@@ -142,6 +143,6 @@ def _list_parameters(error: RequestValidationError) -> list[schemas.ParameterErr
 def _choose_headers(error: Exception) -> dict[str, str]:
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
-    if isinstance(error, QueueFull | ShuttingDown | NotReady):
+    if isinstance(error, QueueFull | TooManyUploads | ShuttingDown | NotReady):
         return {"Retry-After": str(error.retry_after_s)}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, WrongKey) else {}

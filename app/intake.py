@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the name exists for type checkers only
 
 ACCEPTED_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/webp", "image/bmp")
 STALL_S = 30  # a client that sends nothing for so long has lost its line, or means no good
+UPLOAD_S = 300  # the largest body at 1 Mbit/s; one that drips would else hold its memory for days
 
 
 class EmptyBody(ValueError):
@@ -91,13 +92,16 @@ def _explain_content_type(content_type: str) -> str:
 
 
 async def _read_chunks(request: Request) -> AsyncIterator[bytes]:
+    ends_at = asyncio.get_running_loop().time() + UPLOAD_S
     more = True
     while more:
+        waits_until = min(asyncio.get_running_loop().time() + STALL_S, ends_at)
         try:
-            async with asyncio.timeout(STALL_S):
+            async with asyncio.timeout_at(waits_until):
                 message = await request.receive()
         except TimeoutError:
-            raise StalledUpload(f"nothing more of the body came for {STALL_S} s") from None
+            reason = f"has not ended after {UPLOAD_S} s" if waits_until == ends_at else f"stood still for {STALL_S} s"
+            raise StalledUpload(f"the body {reason}") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         yield message.get("body", b"")

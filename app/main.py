@@ -34,7 +34,7 @@ from app.batcher import Batcher, Call
 from app.errors import KINDS, respond
 from app.memory import give_back_what_is_free
 from app.metrics import Metrics
-from app.middleware import STATIC, BodyLimit, KeyCheck, SecurityHeaders, Tracing
+from app.middleware import STATIC, BodyLimit, KeyCheck, LastResort, SecurityHeaders, Tracing
 from app.service import Graph, Item, Service, answer_questions
 from app.settings import Settings
 from app.workers import STARTUP_FAILED, supervise
@@ -44,6 +44,7 @@ from model.session import CUDA_BATCHES, Classifier, Device, DeviceUnavailable, a
 log = logging.getLogger("tissue")
 
 KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which else reuse a connection as it is closed
+HEAD_S = 65  # balancers open connections ahead of need as well
 CUDA_BATCH = 32
 # So long a thread that comes back from a model call waits for the one that holds the interpreter, and its core is idle;
 # Python's own 5 ms are half a call.
@@ -68,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(routes.router)
     app.mount(STATIC.rstrip("/"), StaticFiles(directory=routes.WEB))
     for error in (HTTPException, RequestValidationError, *KINDS):
-        if error is not Exception:  # left to the tracing middleware, which is outside of Starlette's handlers
+        if error is not Exception:  # left to the last resort, which is outside of Starlette's handlers
             app.add_exception_handler(error, answer_error)
     app.openapi = once(lambda: docs.write_openapi(app, has_keys=bool(settings.read_keys())))  # type: ignore[method-assign]
     return app
@@ -94,7 +95,7 @@ def stack_middleware(settings: Settings, metrics: Metrics, is_draining: Callable
     keys = settings.read_keys()
     stack = [
         Middleware(SecurityHeaders),
-        Middleware(Tracing, metrics=metrics, respond=respond, is_draining=is_draining),
+        Middleware(Tracing, metrics=metrics, is_draining=is_draining),
     ]
     if settings.cors_origins:
         stack.append(
@@ -106,6 +107,7 @@ def stack_middleware(settings: Settings, metrics: Metrics, is_draining: Callable
                 expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
             )
         )
+    stack.append(Middleware(LastResort, respond=respond))  # within CORS: a page elsewhere must be able to read it
     if keys:
         stack.append(Middleware(KeyCheck, keys=keys, respond=respond))
     stack.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
@@ -158,11 +160,11 @@ def choose_infer_threads(device: Device, cores: int) -> int:
 
 
 def choose_max_batch(settings: Settings, classifier: Classifier) -> int:
-    if classifier.device == "cuda":
-        return settings.max_batch or CUDA_BATCH
     if classifier.precision == "int8":
-        return 1  # its scales are taken over the whole batch: neighbours would change each other's answers
-    return settings.max_batch or 1
+        if settings.max_batch not in (None, 1):
+            log.warning("TISSUE_MAX_BATCH is left alone: int8 takes one tile a call, whose scale others would change")
+        return 1
+    return settings.max_batch or (CUDA_BATCH if classifier.device == "cuda" else 1)
 
 
 def warm(classifier: Classifier, max_batch: int) -> None:
@@ -181,16 +183,40 @@ def count_call(metrics: Metrics, call: Call[Graph]) -> None:
 
 
 class Protocol(HttpToolsProtocol):
-    """Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request.
+    """Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would
+    take all behind the request's head for the new protocol, and the picture would be lost.
 
-    httptools would take all behind the request's head for the new protocol, and the picture would be lost.
+    And hangs up on whoever connects without asking for anything, or never comes to the end of a head: of the other
+    times to wait none runs then, and such connections would pile up.
     """
 
+    _silence: asyncio.TimerHandle | None = None  # runs while a head is owed
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._silence = self.loop.call_later(HEAD_S, transport.close)
+
     def data_received(self, data: bytes) -> None:
-        if self.cycle is None or self.cycle.response_complete:  # a request begins here
+        if self._owes_head():
             head, end, rest = data.partition(b"\r\n\r\n")
             data = UPGRADE.sub(b"\r\nIgnored:", head) + end + rest  # as long as before: it might be a late body
         super().data_received(data)
+        if not self._owes_head():
+            self._stop_waiting()
+        elif self._silence is None:
+            self._silence = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _owes_head(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _stop_waiting(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
 
 
 class Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""Around every request, in plain ASGI: headers, request id, access log, metrics, key check, body limit.
+"""Around every request, in plain ASGI: headers, request id, access log, metrics, last resort, key check, body limit.
 
 Plain, because Starlette's BaseHTTPMiddleware hides from the handlers that a client has hung up.
 """
@@ -23,6 +23,7 @@ log = logging.getLogger(ACCESS)
 PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their log lines would bury the others
 GUARDED = ("/model", "/metrics")  # and every POST
 STATIC = "/static/"
+LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
 
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -39,6 +40,10 @@ class BodyTooLarge(ValueError):
 
 class WrongKey(ValueError):
     pass
+
+
+class TooManyUploads(RuntimeError):
+    retry_after_s = 1
 
 
 class SecurityHeaders:
@@ -65,12 +70,11 @@ class SecurityHeaders:
 
 
 class Tracing:
-    """Request id, Server-Timing, metrics and access log; and the last resort for errors nobody foresaw."""
+    """Request id, Server-Timing, metrics and access log."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, respond: Respond, is_draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
         self.app = app
         self.metrics = metrics
-        self.respond = respond
         self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,11 +93,6 @@ class Tracing:
         self.metrics.in_progress.inc()
         try:
             await self.app(scope, receive, send_traced)
-        except Exception as error:
-            log.exception("failed", extra={"request_id": trace.request_id})
-            if status:  # the answer has begun, so the client can only be told by breaking it off
-                raise
-            await self.respond(error, scope)(scope, receive, send_traced)
         finally:
             self.metrics.in_progress.dec()
             self._account(scope, trace, status)
@@ -131,6 +130,32 @@ def _describe(scope: Scope, trace: Trace, route: str, status: int, seconds: floa
     return {**fields, "problem": trace.problem} if trace.problem else fields
 
 
+class LastResort:
+    """An error nobody foresaw goes into the log, and is answered like any other."""
+
+    def __init__(self, app: ASGIApp, *, respond: Respond) -> None:
+        self.app = app
+        self.respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        has_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noted)
+        except Exception as error:
+            log.exception("failed", extra={"request_id": scope["trace"].request_id})
+            if has_begun:  # the client can only be told by breaking the answer off
+                raise
+            await self.respond(error, scope)(scope, receive, send)
+
+
 class KeyCheck:
     """Lets a POST, the model card and the metrics through only with one of the keys."""
 
@@ -164,11 +189,17 @@ def _digest(key: bytes) -> bytes:
 
 
 class BodyLimit:
-    """Refuses a body by its announced length, or while it streams in."""
+    """Refuses a body by its announced length, or while it streams in; and what would be too much with all others.
+
+    Bodies are held in memory until they are answered, and some come slowly: without a limit on their sum a few hundred
+    large ones would end the process, and all that is in hand with it.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_held_bytes = LARGEST_AT_ONCE * max_bytes
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -180,12 +211,21 @@ class BodyLimit:
             nonlocal received
             self._check(announced)  # before anything is read, so that a client that waits for "100 Continue" is spared
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self.held_bytes += size
             self._check(received)
             return message
 
-        return await self.app(scope, receive_within_limit, send)
+        try:
+            await self.app(scope, receive_within_limit, send)
+        finally:
+            self.held_bytes -= received
 
     def _check(self, size: int) -> None:
         if size > self.max_bytes:
             raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {self.max_bytes}")
+        if self.held_bytes > self.max_held_bytes:
+            raise TooManyUploads(
+                f"the bodies under way hold {self.max_held_bytes >> 20} MiB already; send fewer or smaller ones at once"
+            )

@@ -35,6 +35,11 @@ class OptionsRoute(APIRoute):
 
 
 def read_options(request: Request, model: type[Options]) -> Options:
+    given = [name for name, _ in request.query_params.multi_items()]
+    if len(set(given)) < len(given):
+        repeated = sorted({name for name in given if given.count(name) > 1})
+        told = {"type": "repeated", "msg": "this parameter is given more than once; which one is meant?"}
+        raise RequestValidationError([{**told, "loc": ("query", name)} for name in repeated])
     try:
         return model.model_validate(dict(request.query_params))
     except ValidationError as refused:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from app import docs, metrics, schemas
-from app.answers import describe_attention, describe_input, find_thresholds, write_caption
+from app.answers import describe_attention, describe_input, write_caption
+from app.batcher import QueueFull
 from app.deadline import DeadlineExceeded, attended
 from app.errors import describe
 from app.intake import Upload, read_image, read_images
@@ -31,6 +32,7 @@ log = logging.getLogger("tissue")
 
 MAX_IMAGES = 64  # in one batch request: with the body limit it bounds what one client can put into memory
 SIDE_BY_SIDE = 8  # images of one batch under way at a time, so that it doesn't push all others out of the queue
+RETRY_S = 0.05  # so long one of them waits before it asks for a place again
 
 WEB = Path(__file__).parent / "web"
 PAGE_POLICY = (
@@ -91,23 +93,37 @@ async def predict(request: Request, options: Annotated[schemas.PredictOptions, Q
 async def predict_batch(request: Request, options: Annotated[schemas.PredictOptions, Query()]) -> Response:
     """One item an image, in order: its prediction, or its own error. A bad image fails alone."""
     service, trace = find_service(request), find_trace(request)
-    service.let_in(VIEWS if options.tta else 1)
-    find_thresholds(service.manifest, options.coverage)  # wrong for one is wrong for all
+    places = VIEWS if options.tta else 1
+    service.let_in(places)
+    service.check_options(options.mpp, options.coverage)  # wrong for one is wrong for all
     uploads = await read_images(request, MAX_IMAGES)
-    side_by_side = asyncio.Semaphore(SIDE_BY_SIDE)
+    side_by_side = asyncio.Semaphore(max(1, min(SIDE_BY_SIDE, service.settings.max_queue // places)))
     deadline = time.monotonic() + service.deadline_s
 
     async def answer(upload: Upload) -> schemas.AnsweredItem | schemas.FailedItem:
         try:
             async with asyncio.timeout(deadline - time.monotonic()), side_by_side:
-                prediction = await service.predict(upload.data, trace, **vars(options))
+                prediction = await predict_in_turn(service, upload, trace, options)
         except Exception as error:
-            return fail_item(upload, error, service.deadline_s, trace.request_id)
+            failed = fail_item(upload, error, service.deadline_s, trace.request_id)
+            request.app.state.metrics.problems.labels(failed.error.code).inc()
+            return failed
         return schemas.AnsweredItem.model_construct(file=upload.name, **dict(prediction))
 
     async with attended(request, None):  # the items have the deadline: those that meet it are not lost
         items = await asyncio.gather(*map(answer, uploads))
     return Response(_batch_items.dump_json(items), media_type=JSON)
+
+
+async def predict_in_turn(
+    service: Service, upload: Upload, trace: Trace, options: schemas.PredictOptions
+) -> schemas.Prediction:
+    """Waits for a place: one full moment would else refuse this image and, at once, all that come behind it."""
+    while True:
+        try:
+            return await service.predict(upload.data, trace, **vars(options))
+        except QueueFull:
+            await asyncio.sleep(RETRY_S)
 
 
 def fail_item(upload: Upload, error: Exception, deadline_s: float, request_id: str) -> schemas.FailedItem:
@@ -141,7 +157,7 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
         )
         if media_type == PNG:
             caption = write_caption(drawable, prediction, service.model)
-            tile_mpp = service.manifest.tile_mpp if sample.tile.mpp is not None else None
+            tile_mpp = find_tile_mpp(sample, service.manifest.tile_mpp)
             body = await service.render(lambda: draw(drawable, sample, caption, tile_mpp, options), trace)
         elif media_type == NPY:
             body = write_npy(drawable.grid)
@@ -161,6 +177,14 @@ def choose_map_options(options: schemas.AttentionOptions, default: Method) -> Ma
         masks=options.masks,
         heads_layout=options.layout == "heads",
     )
+
+
+def find_tile_mpp(sample: Sample, usual: float) -> float | None:
+    """Of the tile's pixels; a little finer where a field was short of the tile and stretched."""
+    if sample.tile.mpp is None:
+        return None
+    shorter_px = min(sample.picture.rgb.shape[:2])
+    return min(usual, float(shorter_px * sample.tile.mpp / len(sample.tile.pixels)))
 
 
 def draw(
@@ -219,6 +243,7 @@ def write_npy(array: NDArray[np.float32]) -> bytes:
     return buffer.getvalue()
 
 
+@router.head("/model", include_in_schema=False)
 @router.get("/model", tags=["Model"], summary="Show the model card", responses=docs.CARD_PROBLEMS)
 async def model(request: Request) -> schemas.ModelCard:
     """Classes, scale, every measured figure with its protocol, limits, licences, and where the model runs."""
@@ -226,11 +251,13 @@ async def model(request: Request) -> schemas.ModelCard:
     return schemas.ModelCard.model_validate(service.manifest.model_dump(mode="json") | service.model.model_dump())
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", tags=["Operation"], summary="Is the process alive?")
 async def healthz() -> schemas.Health:
     return schemas.Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", tags=["Operation"], summary="Can it answer?", responses=docs.READY_PROBLEMS)
 async def readyz(request: Request) -> schemas.Readiness:
     """Whether the model answers on its device; 503 from the moment the service is told to stop."""
@@ -240,6 +267,7 @@ async def readyz(request: Request) -> schemas.Readiness:
     return schemas.Readiness(device=shown.device, precision=shown.precision, digest=shown.digest)
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     tags=["Operation"],

@@ -23,7 +23,7 @@ from app.samples import Sample, take_sample
 from app.settings import Settings
 from app.trace import Trace
 from model.maps import Method, cut_groups, mask_groups
-from model.pixels import ImageRefused, ImageTooLarge
+from model.pixels import ImageRefused, ImageTooLarge, check_mpp
 from model.session import Classifier, Explanations, Predictions
 
 Graph = Literal["predict", "explain"]
@@ -131,10 +131,16 @@ class Service:
         self.batcher.check_open()
         self.batcher.check_room(places, self.deadline_s)
 
+    def check_options(self, mpp: float | None, coverage: float | None) -> None:
+        """What no picture could make right."""
+        find_thresholds(self.manifest, coverage)
+        if mpp is not None:
+            check_mpp(mpp)
+
     async def predict(
         self, data: bytes, trace: Trace, *, mpp: float | None, tta: bool, coverage: float | None
     ) -> schemas.Prediction:
-        find_thresholds(self.manifest, coverage)
+        self.check_options(mpp, coverage)
 
         def describe(sample: Sample, answers: list[Predictions]) -> schemas.Prediction:
             return self._describe(sample, answers, coverage)
@@ -142,6 +148,7 @@ class Service:
         return await self._predict(data, trace, mpp, tta, describe)
 
     async def features(self, data: bytes, trace: Trace, *, mpp: float | None) -> tuple[Sample, NDArray[np.float32]]:
+        self.check_options(mpp, None)
         return await self._predict(data, trace, mpp, False, lambda sample, answers: (sample, answers[0].features[0]))
 
     async def explain(
@@ -154,8 +161,8 @@ class Service:
         tta: bool,
         coverage: float | None,
     ) -> tuple[Sample, schemas.Prediction, Drawable]:
-        find_thresholds(self.manifest, coverage)
-        self._check_options(options, tta)
+        self.check_options(mpp, coverage)
+        self._check_map_options(options, tta)
         with self._reserve(count_places(options, tta)) as reservation:
             sample = await self._take_sample(data, mpp, trace)
             views = await self._ask("explain", list_views(sample, tta), reservation, trace)
@@ -184,7 +191,7 @@ class Service:
         except CallFailed as error:
             raise NotReady("the model fails; the log of the requests that met it has the cause") from error
 
-    def _check_options(self, options: MapOptions, tta: bool) -> None:
+    def _check_map_options(self, options: MapOptions, tta: bool) -> None:
         """All that can be refused before the picture costs anything."""
         maps.check_method(options.method, self.manifest.maps.methods, self.manifest.architecture.kind)
         if options.target is not None:
@@ -275,7 +282,7 @@ class Service:
                     raise failure.__cause__ from None
                 raise
             finally:
-                for stage, seconds in errand.stages_s.items():
+                for stage, seconds in dict(errand.stages_s).items():  # after a hang-up it is still being written
                     trace.add(stage, seconds)
         answered: T = found.results[0]
         return answered

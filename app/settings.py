@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="Where it runs. `cuda` refuses to start without a working GPU; `auto` takes one if there is one.",
+        description="Where it runs. `cuda` refuses to start without a working GPU; `auto` takes one that works.",
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto", description="Which variant of the graphs runs. `auto` means fp32."
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     max_batch: int | None = Field(
         None,
         ge=1,
-        le=1024,
+        le=64,
         description="Most tiles in one model call. Unset: 1 on a CPU, where more gain nothing; 32 on a GPU.",
     )
     max_queue: int = Field(
@@ -115,6 +115,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="after")
+    @classmethod
+    def _refuse_no_key(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not keys:  # a secret that came out empty must not leave the door open
+            raise ValueError("TISSUE_API_KEYS is set but holds no key; give one, or unset it")
+        return keys
 
     @model_validator(mode="after")
     def _read_keys_file(self) -> "Settings":

@@ -455,11 +455,15 @@ def to_tile(picture: Picture, tile_px: int, tile_mpp: float, mpp: float | None =
 def choose_mpp(picture: Picture, mpp: float | None) -> tuple[float | None, Literal["request", "tag", "unknown"]]:
     if mpp is None:
         return picture.tag_mpp, "unknown" if picture.tag_mpp is None else "tag"
+    check_mpp(mpp)
+    return mpp, "request"
+
+
+def check_mpp(mpp: float) -> None:
     if not MIN_MPP <= mpp <= MAX_MPP:
         raise MppOutOfRange(
             f"mpp is {mpp:g}; it must lie in {MIN_MPP:g} to {MAX_MPP:g} um per pixel (a 20x scan has about 0.5)."
         )
-    return mpp, "request"
 
 
 def choose_field(shorter_px: int, tile_px: int, tile_mpp: float, mpp: float | None) -> tuple[float, list[Note]]:

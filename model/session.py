@@ -109,6 +109,11 @@ def open_classifier(
     precision: Precision | Literal["auto"] = "auto",
     intra_threads: int | None = None,
 ) -> Classifier:
+    if device == "auto" and has_nvidia_driver():
+        try:
+            return open_classifier(path, "cuda", precision, intra_threads)
+        except DeviceUnavailable as error:
+            log.warning("%s. Until then the CPU answers", error)
     manifest = read_manifest(path)
     verify_files(manifest, path)
     if precision == "auto":
@@ -116,7 +121,7 @@ def open_classifier(
     if precision not in manifest.precisions():
         raise CorruptArtifact(f"{path} has no {precision} graphs, only {manifest.precisions()}")
 
-    chosen: Device = "cpu" if device == "cpu" or (device == "auto" and not has_nvidia_driver()) else "cuda"
+    chosen: Device = "cuda" if device == "cuda" else "cpu"
     threads = intra_threads or available_cores()
     predict = path / manifest.file("predict", precision).path
     # int8 is for speed; a map is asked for to be looked at, and there is no int8 of it
@@ -170,8 +175,8 @@ def open_cuda_session(path: Path, options: ort.SessionOptions) -> ort.InferenceS
     session.disable_fallback()
     if session.get_providers()[0] != "CUDAExecutionProvider":  # never silently on the CPU
         raise DeviceUnavailable(
-            f"CUDA was asked for, but onnxruntime {ort.__version__} could only load {session.get_providers()}; "
-            "`tissue doctor` says what is missing, TISSUE_DEVICE=cpu does without"
+            f"there is no CUDA for onnxruntime {ort.__version__}, which could only load {session.get_providers()}: "
+            "pip install 'tissue[cuda]' brings its libraries, `tissue doctor` says more, TISSUE_DEVICE=cpu does without"
         )
     return session
 

@@ -224,7 +224,7 @@ class TestCompose:
         assert {name for name in variables if name in environment} == set(variables)
 
     def test_passes_every_setting_on(self):
-        own = {"TISSUE_HOST", "TISSUE_PORT", "TISSUE_DEVICE", "TISSUE_API_KEYS"}  # of the image, the port, and the file
+        own = {"TISSUE_HOST", "TISSUE_PORT", "TISSUE_DEVICE"}  # of the image, and the port
         given = set(read_environment(TISSUE_ARTIFACT="/mine", TISSUE_API_KEYS_FILE="/keys"))
         assert given == {f"TISSUE_{name.upper()}" for name in Settings.model_fields} - own
 

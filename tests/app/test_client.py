@@ -4,7 +4,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.client import Unanswered, ask, ask_all, ask_model
+from app.client import Unanswered, ask, ask_all, ask_model, connect
 
 
 def call(coroutine_of, answer) -> object:
@@ -40,6 +40,35 @@ def test_service_that_stays_busy_is_given_up():
 def test_other_servers_are_recognised():
     with pytest.raises(Unanswered, match="http://there/model answered 404 Not Found: is it a tissue service"):
         call(ask_model, lambda request: httpx.Response(404, text="<html>"))
+
+
+def test_last_refusal_is_passed_on_without_waiting_once_more(monkeypatch):
+    waits = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    asked = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(503, headers={"Retry-After": "60"})
+
+    with pytest.raises(Unanswered):
+        call(ask_model, refuse)
+    assert waits == [60] * (len(asked) - 1)
+
+
+def test_a_key_beyond_ascii_travels_and_an_address_that_is_none_is_told():
+    async def ask_there(url: str) -> None:
+        async with connect(url, "schlüssel") as client:
+            assert client.headers.raw[-1] == (b"X-API-Key", "schlüssel".encode())
+            await ask_model(client)
+
+    for url in ("http://127.0.0.1:1", "http://[", "nowhere"):
+        with pytest.raises(Unanswered, match=r"nobody answers|is no address"):
+            asyncio.run(ask_there(url))
 
 
 def test_lost_connection_is_told():

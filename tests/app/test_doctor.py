@@ -82,8 +82,10 @@ def test_wrong_answer_to_the_golden_tile_is_found(copied):
 
 def test_more_threads_than_cores_are_found(tiny_artifact):
     granted = available_cores()
-    assert look(artifact=tiny_artifact, device="cpu", infer_threads=granted, intra_threads=2)["threads"].advice
-    assert not look(artifact=tiny_artifact, device="cpu", infer_threads=granted, intra_threads=1)["threads"].advice
+    found = look(artifact=tiny_artifact, device="cpu", infer_threads=granted + 2, intra_threads=granted + 1)["threads"]
+    assert "TISSUE_INFER_THREADS" in found.advice and "TISSUE_INTRA_THREADS" in found.advice
+    as_unset = look(artifact=tiny_artifact, device="cpu", infer_threads=granted + 1, intra_threads=granted)
+    assert not as_unset["threads"].advice
 
 
 @pytest.mark.skipif(has_nvidia_driver(), reason="there is a GPU")

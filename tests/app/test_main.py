@@ -6,13 +6,17 @@ import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.client import HTTPResponse
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from app.main import bind, choose_infer_threads, is_loopback
+from app.main import Protocol, bind, choose_infer_threads, choose_max_batch, is_loopback
 from app.settings import Settings
+from model.session import open_classifier
 from tests.app import conftest
 from tests.app.conftest import PATIENCE_S, Process, start
 
@@ -262,6 +266,49 @@ def test_a_port_that_is_taken_is_named(server, caplog):
 )
 def test_which_hosts_are_this_machine_alone(host, expected):
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_int8_takes_one_tile_a_call_whatever_is_set(tiny_artifact, device, caplog):
+    classifier = replace(open_classifier(tiny_artifact, device="cpu", precision="int8"), device=device)
+    assert choose_max_batch(Settings(max_batch=8), classifier) == 1
+    assert "one tile a call" in caplog.text
+
+
+def test_whoever_never_ends_a_head_is_hung_up_on(monkeypatch, png):
+    monkeypatch.setattr("app.main.HEAD_S", 0.05)
+
+    async def answer(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def scenario() -> None:
+        config = uvicorn.Config(answer, lifespan="off", log_config=None)
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1")
+        host, port = server.sockets[0].getsockname()
+        async with server, asyncio.timeout(PATIENCE_S):
+            request = request_head("/", "Content-Length: 3")
+            for before, half in ((b"", b""), (b"", request[:-2]), (request + b"abc", request[:9])):
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(before)
+                answered = await reader.readuntil(b"\r\n\r\n") if before else b""
+                assert bool(before) == answered.startswith(b"HTTP/1.1 204")
+                writer.write(half)
+                assert await reader.read() == b""
+                writer.close()
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(request)  # a slow body is another matter
+            await asyncio.sleep(0.1)
+            writer.write(b"abc")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            writer.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_thread_more_than_cores_calls_the_model_unless_nothing_could_be_idle():

@@ -1,6 +1,8 @@
+import asyncio
+
 import pytest
 
-from app.middleware import KeyCheck
+from app.middleware import LARGEST_AT_ONCE, BodyLimit, KeyCheck, TooManyUploads
 from tests.app.conftest import open_client
 
 GUARDED = [("POST", "/predict"), ("POST", "/predict/batch"), ("POST", "/attention"), ("POST", "/features")]
@@ -87,10 +89,12 @@ def test_an_error_nobody_foresaw_tells_nothing_but_the_request_id(tiny_artifact,
         raise KeyError("a secret of the inside")
 
     monkeypatch.setattr("app.service.describe_prediction", fail)
-    with open_client(artifact=tiny_artifact) as client:
-        response = client.post_image("/predict", png, headers={"X-Request-ID": "here"})
+    with open_client(artifact=tiny_artifact, cors_origins=("https://a.example",)) as client:
+        headers = {"X-Request-ID": "here", "Origin": "https://a.example"}
+        response = client.post_image("/predict", png, headers=headers)
     assert response.status_code == 500
     assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
     assert response.json()["code"] == "internal_error" and response.json()["request_id"] == "here"
     assert "secret" not in response.text
     assert "a secret of the inside" in caplog.text
@@ -109,3 +113,32 @@ def test_a_body_over_the_limit_is_refused(tiny_artifact):
         assert "content-length" not in streamed.request.headers
         assert streamed.status_code == 413 and streamed.json()["code"] == "body_too_large"
         assert client.post_image("/predict", b"x" * 10_000).status_code == 415
+
+
+def test_bodies_that_are_too_much_together_are_refused_until_some_are_answered():
+    limit = BodyLimit(None, max_bytes=1000)  # type: ignore[arg-type]
+    done = asyncio.Event()
+
+    async def hold(scope, receive, send):
+        await receive()
+        await done.wait()
+
+    async def upload(size: int) -> None:
+        async def receive():
+            return {"type": "http.request", "body": b"x" * size, "more_body": False}
+
+        await limit({"type": "http", "headers": []}, receive, None)  # type: ignore[arg-type]
+
+    async def scenario() -> None:
+        limit.app = hold
+        slow = [asyncio.create_task(upload(1000)) for _ in range(LARGEST_AT_ONCE)]
+        while limit.held_bytes < LARGEST_AT_ONCE * 1000:
+            await asyncio.sleep(0)
+        with pytest.raises(TooManyUploads, match="send fewer or smaller ones"):
+            await upload(1)
+        done.set()
+        await asyncio.gather(*slow)
+        assert limit.held_bytes == 0
+        await upload(1000)
+
+    asyncio.run(scenario())

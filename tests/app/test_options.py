@@ -50,7 +50,6 @@ def request(route_class: type[APIRoute], method: str, target: str) -> httpx.Resp
 QUERIES = [
     "",
     "size=3",
-    "size=3&size=4",
     "name=",
     "name=a%20b&size=10",
     "size=11",
@@ -72,3 +71,9 @@ def test_is_described_as_fastapi_does() -> None:
     usual, ours = (request(kind, "GET", "/openapi.json").json() for kind in (APIRoute, OptionsRoute))
     assert ours == usual
     assert [one["name"] for one in ours["paths"]["/both"]["post"]["parameters"]] == ["size", "name"]
+
+
+def test_what_is_given_twice_is_refused_since_one_would_be_overlooked() -> None:
+    refused = request(OptionsRoute, "POST", "/both?size=3&name=a&size=4")
+    assert refused.status_code == 422
+    assert [error["loc"] for error in refused.json()["detail"]] == [["query", "size"]]

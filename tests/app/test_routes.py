@@ -124,6 +124,19 @@ def test_a_batch_with_tta_is_larger_than_the_queue(tiny_artifact, png):
     assert all(item["tta"]["views"] == 8 for item in items)
 
 
+@pytest.mark.parametrize(("queue", "tta"), [(1, False), (4, False), (9, True)])
+def test_a_batch_waits_for_its_turn_in_a_short_queue(tiny_artifact, png, queue, tta):
+    with open_client(artifact=tiny_artifact, max_queue=queue) as client:
+        items = post_form(client, f"/predict/batch?tta={tta}", *[("x.png", png)] * 24, field="files").json()
+    assert [item.get("error") for item in items] == [None] * 24
+
+
+def test_what_fails_within_a_batch_is_counted_as_what_fails_alone(tiny_artifact, png):
+    with open_client(artifact=tiny_artifact) as client:
+        post_form(client, "/predict/batch", ("a", b"rubbish"), ("b", png), ("c", b"rubbish"), field="files")
+        assert 'tissue_problems_total{code="unsupported_format"} 2.0' in client.get("/metrics").text
+
+
 @pytest.mark.parametrize("method", ["attention", "rollout", "evidence", "occlusion"])
 def test_a_map_says_what_it_is(client, png, method):
     answer = client.post_image(f"/attention?method={method}&target=Stroma", png).json()
@@ -222,6 +235,9 @@ def test_features_as_json_and_npy(client, png):
         ("/predict?coverage=0.9", 422, "coverage_unavailable"),
         ("/predict?coverage=2", 422, "invalid_parameter"),
         ("/predict/batch?coverage=0.9", 422, "coverage_unavailable"),
+        ("/predict/batch?mpp=50", 422, "mpp_out_of_range"),
+        ("/predict?mpp=0.495&mpp=0.25", 422, "invalid_parameter"),
+        ("/features?mpp=7", 422, "mpp_out_of_range"),
         ("/predict?mpp=0.1", 422, "field_too_small"),
         ("/attention?target=tumor", 422, "unknown_target"),
         ("/attention?method=attention&target=Nerve", 422, "unknown_target"),
@@ -251,6 +267,15 @@ def test_the_wrong_parameter_is_named_and_its_value_not_repeated(client, png):
     answer = client.post_image("/predict?mpp=Patient-Meyer", png)
     assert answer.json()["errors"][0]["parameter"] == "mpp"
     assert "Meyer" not in answer.text
+
+
+def test_a_scale_that_fits_no_picture_is_refused_before_any_is_read(client):
+    assert client.post_image("/predict?mpp=7", b"rubbish").json()["code"] == "mpp_out_of_range"
+
+
+def test_a_parameter_given_twice_is_named(client, png):
+    answer = client.post_image("/predict?mpp=0.495&mpp=0.25", png).json()
+    assert answer["detail"] == "mpp: this parameter is given more than once; which one is meant?"
 
 
 def test_a_misspelt_parameter_is_said_to_be_unknown(client, png):
@@ -288,6 +313,11 @@ def test_the_model_card(client):
     assert [entry["name"] for entry in card["classes"]] == list(SHIPPED_KINDS)
     assert (card["device"], card["precision"], card["tile_px"]) == ("cpu", "fp32", 150)
     assert card["maps"]["default"] == "evidence"
+
+
+@pytest.mark.parametrize("path", ["/", "/model", "/healthz", "/readyz", "/metrics"])
+def test_a_monitor_may_ask_for_the_head_alone(client, path):
+    assert client.request("HEAD", path).status_code == 200
 
 
 def test_alive_and_ready(client):

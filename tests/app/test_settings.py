@@ -73,6 +73,13 @@ def test_a_file_without_keys_would_leave_the_door_open(tmp_path):
         Settings(api_keys_file=tmp_path / "keys")
 
 
+@pytest.mark.parametrize("nothing", ["", " , "])
+def test_a_variable_without_keys_would_leave_the_door_open(monkeypatch, nothing):
+    monkeypatch.setenv("TISSUE_API_KEYS", nothing)
+    with pytest.raises(ValidationError, match="holds no key"):
+        Settings()
+
+
 def test_every_setting_is_described():
     assert all(field.description for field in Settings.model_fields.values())
 

@@ -177,6 +177,14 @@ def test_cuda_without_a_gpu_is_refused_and_never_silently_the_cpu(tiny_artifact)
         open_classifier(tiny_artifact, device="cuda")
 
 
+@pytest.mark.skipif(has_nvidia_driver(), reason="there is a GPU here")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_driver_without_its_libraries_leaves_the_choice_to_the_cpu_and_says_so(tiny_artifact, monkeypatch, caplog):
+    monkeypatch.setattr("model.session.has_nvidia_driver", lambda: True)
+    assert open_classifier(tiny_artifact).device == "cpu"
+    assert "pip install 'tissue[cuda]'" in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_nvidia_driver(), reason="no NVIDIA driver here")
 def test_a_gpu_answers_as_the_cpu_does(tiny_artifact):
