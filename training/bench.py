@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from model.network import Network, build
 from training.config import Fit
 from training.fit import TileSet, fit_tiles, look, read_tiles
-from training.train import best_device
+from training.train import best_device, freeze
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def measure(config: Fit, steps: int) -> Speeds:
 def bare_speed(config: Fit, tiles: TileSet, steps: int) -> float:
     device = best_device()
     net = build(config.model, len(tiles.classes)).to(device)
+    freeze(net, config.optimisation.frozen)
     _, *seconds = [bare_step(net, config, device) for _ in range(steps + 1)]  # the first pass pays for allocation
     return config.optimisation.batch * steps / sum(seconds)
 

@@ -50,7 +50,6 @@ class Thresholds:
 
     coverages: tuple[float, ...]  # ascending
     values: Floats  # (coverages, K)
-    is_own: NDArray[np.bool_]  # (coverages, K); False: shared with other classes, for want of examples
     n: int  # distinct tiles, or slides
     max_coverage: float
 
@@ -149,7 +148,6 @@ def fit_conformal(
     targets: Ints,
     coverages: Sequence[float],
     tiles: Groups | None = None,
-    class_conditional: bool = True,
 ) -> Thresholds:
     """Split conformal thresholds of the score 1 - p(truth) (Sadinle et al. 2019), per class where it has enough tiles.
 
@@ -168,15 +166,13 @@ def fit_conformal(
     tiles_of_class = [count_groups(tiles[targets == c]) for c in range(n_classes)]
 
     values = np.zeros((len(coverages), n_classes))
-    is_own = np.zeros((len(coverages), n_classes), dtype=bool)
     for row, coverage in enumerate(coverages):
-        for classes in partition(tiles_of_class, coverage) if class_conditional else [list(range(n_classes))]:
+        for classes in partition(tiles_of_class, coverage):
             chosen = np.isin(targets, classes)
             values[row, classes] = threshold(scores[chosen], coverage, count_groups(tiles[chosen]))
-            is_own[row, classes] = len(classes) == 1
     # A set never shrinks when more coverage is asked for, although the classes may be pooled otherwise then.
     values = np.maximum.accumulate(values, axis=0)
-    return Thresholds(tuple(coverages), np.clip(values, 0, 1), is_own, n, max_coverage(n))
+    return Thresholds(tuple(coverages), np.clip(values, 0, 1), n, max_coverage(n))
 
 
 def partition(tiles_of_class: Sequence[int], coverage: float) -> list[list[int]]:
@@ -214,7 +210,6 @@ def measure_coverage(
     coverages: Sequence[float],
     tiles: Groups | None = None,
     groups: Groups | None = None,
-    class_conditional: bool = True,
     seed: int = 0,
 ) -> tuple[Coverage, ...]:
     """Each fold is judged by thresholds from rows that share no group with it: no tile, or no slide.
@@ -228,7 +223,7 @@ def measure_coverage(
     for fold in np.unique(folds):
         judged = folds == fold
         rest = ~np.isin(groups, groups[judged])
-        thresholds = fit_conformal(probabilities[rest], targets[rest], coverages, tiles[rest], class_conditional)
+        thresholds = fit_conformal(probabilities[rest], targets[rest], coverages, tiles[rest])
         sets[:, judged] = [prediction_sets(probabilities[judged], row) for row in thresholds.values]
     return tuple(
         judge_sets(coverage, members, targets, groups, seed) for coverage, members in zip(coverages, sets, strict=True)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.artifact import digest
 from model.graph import PredictGraph, Prediction
 from model.network import Network, build
 from model.runtime import ort
@@ -31,7 +30,7 @@ from training.fit import Grouping, OutOfFold, TileSet, cross_validate, make_fold
 from training.metrics import Estimate, bootstrap, count_groups, paired_difference, weighted_mean
 from training.report import table
 from training.run import claim
-from training.train import best_device
+from training.train import best_device, freeze
 
 GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
 SERVED_TILES = 40
@@ -112,7 +111,6 @@ def run_folds(config: Compare, entrants: list[Entrant], tiles: TileSet, tell: Te
             tell(f"{entrant.name} waits for {entrant.waits_for}")
     for entrant in ready:
         claim(entrant.folder, entrant.config)
-        claim_init(entrant)
     for grouping in groupings_of(tiles):
         for entrant in ready:
             answer(entrant, tiles, grouping, 1, tell)
@@ -130,18 +128,6 @@ def answer(entrant: Entrant, tiles: TileSet, grouping: Grouping, rounds: int, te
         tell(f"{entrant.name}: {line}")
 
     cross_validate(entrant.with_rounds(rounds), tiles, entrant.folder / "folds", grouping, tell_whose)
-
-
-def claim_init(entrant: Entrant) -> None:
-    """Folds that start from one pretraining must not go on from another."""
-    if entrant.config.init is None:
-        return
-    kept, found = entrant.folder / "init.sha256", digest(entrant.config.init)
-    if kept.exists() and kept.read_text() != found:
-        raise BadConfig(
-            f"{entrant.config.init} has changed since the folds in {entrant.folder} started from it; remove that folder"
-        )
-    kept.write_text(found)
 
 
 def collect(entrant: Entrant, tiles: TileSet, grouping: Grouping, rounds: int) -> OutOfFold | None:
@@ -258,6 +244,7 @@ def trained_speed(net: Network, config: Fit) -> float:
     """Images a second in forward and backward passes alone."""
     device = best_device()
     net = copy.deepcopy(net).to(device).train()
+    freeze(net, config.optimisation.frozen)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -318,6 +305,8 @@ def describe_protocol(results: Results) -> str:
         "In brackets the 95 % interval of a bootstrap over tiles (over slides, where slides are held out). "
         f"Data, augmentation and, where nothing else is said below, optimisation are those of `{config.like}`."
     )
+    if results.entrants[0].config.rehearse:
+        parts.append("All learn from cuts labelled by rule as well, those that start from nothing included.")
     return " ".join(parts)
 
 

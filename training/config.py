@@ -193,7 +193,7 @@ class Pretrain(Section):
     tile_px: Count = 150
     tile_mpp: Positive = 0.495
     sources: Annotated[list[Source], Field(min_length=1)]
-    classes: list[str] = []  # of the weak labels; the head learnt here is kept by `fit --init` on the same classes
+    classes: list[str] = []  # of the weak labels; a `fit` on the same classes whose `init` this is keeps their head
     rules: list[Rule] = []
     masked: Masked | None = None
     init: Path | None = None  # as of `fit`
@@ -215,8 +215,9 @@ class Pretrain(Section):
             if unlabelled:
                 raise ValueError(f"without labels, {unlabelled[0]} teaches only by [masked]: add that section")
             return self
-        if not isinstance(self.model, ViTConfig):
-            raise ValueError(f"{self.model.architecture} sees dropped patches by its convolutions: take [masked] away")
+        if not isinstance(self.model, ViTConfig) or self.model.stem == "efficientnet":
+            who = getattr(self.model, "stem", self.model.architecture)
+            raise ValueError(f"{who} sees dropped patches by its convolutions: take [masked] away, or another stem")
         if not self.optimisation.token_drop:
             raise ValueError("[masked] guesses dropped patches, and none is: set optimisation.token_drop, such as 0.5")
         return self

@@ -6,6 +6,7 @@ be read, what is there twice and what looks alike is reported.
 
 import csv
 import hashlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, Stra
 
 from model import pixels
 from model.pixels import ImageRefused
+
+log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.intp]
@@ -66,6 +69,14 @@ class Scan:
     unreadable: list[tuple[Path, str]]  # with the reason
     duplicates: list[tuple[Path, Path]]  # the one kept, and the same bytes again
     classes: list[str]
+
+
+def tell_skipped(found: Scan) -> None:
+    """Else an n that is smaller than the folder would be the only sign."""
+    for path, reason in found.unreadable:
+        log.warning("skipped %s: %s", path, reason)
+    for kept, dropped in found.duplicates:
+        log.warning("dropped %s: the same bytes as %s", dropped, kept)
 
 
 class Split(NamedTuple):
@@ -323,25 +334,18 @@ def random_folds(labels: Sequence[int] | Indices, k: int, seed: int, together: I
     return [Fold(train, held_out, f"fold {i + 1}") for i, (train, held_out) in enumerate(folds)]
 
 
-def slide_folds(records: Sequence[Record], k: int | None = None, seed: int = 0) -> list[Fold]:
-    """Whole slides held out: one at a time, or k groups of them. Images that name no slide are in no fold at all."""
+def slide_folds(records: Sequence[Record]) -> list[Fold]:
+    """One slide held out at a time. Images that name no slide are in no fold at all."""
     known = [i for i, record in enumerate(records) if record.slide is not None]
     index = np.array(known, dtype=np.intp)
-    labels = np.array([records[i].label for i in known])
     slides = np.array([records[i].slide for i in known])
     n_slides = len(np.unique(slides))
-    if n_slides < (k or 2):
-        raise TooFewImages(f"{len(known)} of {len(records)} images name {n_slides} slides; expected at least {k or 2}")
-    if k is None:
-        folder = LeaveOneGroupOut()
-    else:
-        refuse_small_classes(labels, k, f"{k} folds with every class in each")
-        folder = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
-    folds = []
-    for train, held_out in folder.split(index, labels, slides):
-        names = np.unique(slides[held_out])
-        folds.append(Fold(index[train], index[held_out], f"slide{'s' * (len(names) > 1)} {', '.join(names)} held out"))
-    return folds
+    if n_slides < 2:
+        raise TooFewImages(f"{len(known)} of {len(records)} images name {n_slides} slides; expected at least 2")
+    return [
+        Fold(index[train], index[held_out], f"slide {slides[held_out][0]} held out")
+        for train, held_out in LeaveOneGroupOut().split(index, groups=slides)
+    ]
 
 
 def refuse_small_classes(labels: NDArray[np.generic], least: int, purpose: str) -> None:

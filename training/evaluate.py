@@ -14,13 +14,15 @@ from model.pixels import ImageRefused, decode, to_tile
 from model.quality import measure_quality
 from model.scope import Verdict, judge
 from model.session import Classifier, open_classifier
-from training.data import NoClasses, images_below, load_tiles, number_labels, scan
+from training.data import NoClasses, images_below, load_tiles, number_labels, scan, tell_skipped
 from training.metrics import Scores, score
 
 
 def evaluate(artifact: Path, images: Path, table: Path | None, image_mpp: float | None) -> Scores:
     m = read_manifest(artifact)
-    records = scan(images, table, m.class_names, needs_all=False).records
+    found = scan(images, table, m.class_names, needs_all=False)
+    tell_skipped(found)
+    records = found.records
     tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
     return score(predict_singly(artifact, tiles), number_labels(records, m.class_names), m.class_names)
 

@@ -326,7 +326,9 @@ def golden_probabilities(folder: Path, tile_px: int) -> list[float]:
 
 
 def versions() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    """`-dirty` follows a commit that isn't all: something that git knows was changed since."""
+    describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     packages = ("torch", "onnx", "onnxruntime", "pillow")
     return {name: ort.__version__ if name == "onnxruntime" else version(name) for name in packages} | {
         "commit": commit or "unknown"

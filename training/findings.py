@@ -43,6 +43,7 @@ from training.metrics import (
     bootstrap,
     calibration_error,
     count_groups,
+    paired_difference,
     reliability,
     risk_coverage,
     score,
@@ -104,11 +105,16 @@ def unmeasured(tiles: TileSet) -> Findings:
 
 
 def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
-    """Calibration, sets and limits from the first part, metrics from each."""
+    """Sets and limits from the first part, metrics from each; the temperature from slides left out, where any were.
+
+    Answers on tiles whose slide was learnt are right more often than those on a new slide, and would make the network
+    surer than it can be there: docs/decisions/0011.
+    """
     main = parts[0]
-    temperature = fit_temperature(main.logits, main.targets, main.groups)
+    calibrating = next((part for part in parts if part.grouping == "slide"), main)
+    temperature = fit_temperature(calibrating.logits, calibrating.targets, calibrating.groups)
     calibration = Calibration(
-        temperature=temperature.value, n=temperature.n, protocol=f"{main.protocol}; {temperature.reason}"
+        temperature=temperature.value, n=temperature.n, protocol=f"{calibrating.protocol}; {temperature.reason}"
     )
     probabilities = softmax(main.logits, temperature.value)
     conformal = find_conformal(main, probabilities)
@@ -152,14 +158,17 @@ def judge(answers: Answers, temperature: float, classes: Sequence[str]) -> list[
     """The network's metrics; beside them the floors' accuracy, and what calibration, sets and gate are worth."""
     probabilities = softmax(answers.logits, temperature)
     metrics = name_metrics(score(probabilities, answers.targets, classes, answers.groups), answers.protocol)
+    right = probabilities.argmax(axis=1) == answers.targets
     for name, floor in answers.floors.items():
         accuracy = score(floor, answers.targets, classes, answers.groups).accuracy
+        above = paired_difference(right, floor.argmax(axis=1) == answers.targets, answers.groups)
         metrics.append(name_metric(f"accuracy of {name}", accuracy, answers.protocol))
+        metrics.append(name_metric(f"accuracy above {name}, paired", above, answers.protocol))
     metrics += judge_confidence(answers, probabilities)
     if len(np.unique(answers.folds)) > 1:
         metrics += judge_calibration(answers)
         metrics += judge_gate(answers, probabilities)
-        metrics += judge_sets(answers, probabilities)
+        metrics += judge_sets(answers, probabilities, classes)
     return metrics
 
 
@@ -231,7 +240,7 @@ def judge_gate(answers: Answers, probabilities: NDArray[np.floating]) -> list[Me
     return metrics
 
 
-def judge_sets(answers: Answers, probabilities: NDArray[np.floating]) -> list[Metric]:
+def judge_sets(answers: Answers, probabilities: NDArray[np.floating], classes: Sequence[str]) -> list[Metric]:
     """On each fold with thresholds of the others, for the coverages that they have enough tiles for."""
     sizes = np.unique(answers.folds, return_counts=True)[1]
     n = len(np.unique(answers.tiles)) - sizes.max()
@@ -247,6 +256,11 @@ def judge_sets(answers: Answers, probabilities: NDArray[np.floating]) -> list[Me
             name_metric(f"coverage of the sets {nominal}", coverage.measured, protocol),
             name_metric(f"size of the sets {nominal}", coverage.set_size, protocol),
         ]
+        if coverage.nominal == DEFAULT_COVERAGE:
+            metrics += [
+                name_metric(f"coverage of the sets {nominal}, {classes[place]}", estimate, protocol)
+                for place, estimate in coverage.per_class.items()
+            ]
     return metrics
 
 

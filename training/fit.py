@@ -1,10 +1,9 @@
 """Labelled tiles to a trained network: once for an artefact, or many times in folds to learn how good it is.
 
 tissue-train fit configs/smoke.toml
-tissue-train cv configs/tissue.toml
+tissue-train cv configs/default.toml
 """
 
-import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,14 +34,13 @@ from training.data import (
     read_pairs,
     scan,
     slide_folds,
+    tell_skipped,
 )
 from training.distil import distillation_loss
 from training.gate import count_versions, learn_cloud, restain
 from training.looks import group_looks
 from training.rehearsal import read_rehearsal
 from training.train import batch_indices, best_device, optimise
-
-log = logging.getLogger(__name__)
 
 Tiles = NDArray[np.uint8]
 Targets = NDArray[np.intp]
@@ -71,8 +69,7 @@ def read_tiles(config: Fit) -> TileSet:
     if data.generate and not data.folder.exists():
         synthetic.write_tree(data.folder, data.generate, config.optimisation.seed)
     found = scan(data.folder, data.table, data.classes)
-    for path, reason in found.unreadable:
-        log.warning("skipped %s: %s", path, reason)
+    tell_skipped(found)
     tiles = load_tiles(found.records, config.model.tile_px, data.tile_mpp, data.image_mpp)
     table = data.near_duplicates
     near = None if table is None else group_pairs(len(tiles), read_pairs(table, found))

@@ -1,6 +1,6 @@
 """Judges maps by what the network does, not by how they look, beside maps that no network drew.
 
-    tissue-train judge-maps model/default --tiles data/slide_tiles --image-mpp 0.495
+    tissue-train judge-maps model/default --tiles data/slide_tiles --image-mpp 0.495 --unseen --folder runs/maps
 
 Removal: patches are taken away in the order of the map; the sooner the answer falls, the better the order. Focus: of a
 mosaic of two classes, how much of the map for one class lies on its own quarters. Beside them: whether a map depends

@@ -89,9 +89,6 @@ class RiskCoverage:
     risk: Floats  # (N,)
     aurc: float
 
-    def risk_at(self, coverage: float) -> float:
-        return float(self.risk[np.searchsorted(self.coverage, coverage - 1e-9)])
-
 
 def score(
     probabilities: Floats,

@@ -5,6 +5,7 @@
 
 import colorsys
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import BinaryIO, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import Manifest, Metric, TissueClass
+from model.artifact import Manifest, Metric, TissueClass, digest
 from model.network import Network, build
 from model.pixels import decode, to_tile
 from training import checkpoint, figures
 from training.calibrate import softmax
-from training.config import BadConfig, Card, Fit
+from training.config import BadConfig, Card, Fit, Pretrain
 from training.export import export
 from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, remember, unmeasured
 from training.fit import (
@@ -38,12 +39,16 @@ from training.gate import Looks, count_versions, look_at
 from training.looks import LOOKS
 from training.metrics import reliability, risk_coverage, score
 
+log = logging.getLogger(__name__)
+
 PROTOCOLS = {
     "fifth": "one random fifth held out",
     "looks": f"whole looks held out, about one of {LOOKS} (k-means of stain) of each class",
 }
 MOST_CHECK_TILES = 3000  # more would make the checks longer, not sharper
-AFTER_TRAINING = {"card", "repeats", "folds", "groupings"}  # sections that change nothing in what was learnt
+# Sections that change nothing in what was learnt, and what doesn't matter to folds besides.
+AFTER_TRAINING = frozenset({"card", "repeats", "groupings"})
+BESIDE_FOLDS = AFTER_TRAINING | {"split"}
 
 
 def fit_and_export(config: Fit, folder: Path) -> Manifest:
@@ -53,10 +58,12 @@ def fit_and_export(config: Fit, folder: Path) -> Manifest:
     return export_run(config, folder, folder / "artifact")
 
 
-def claim(folder: Path, config: Fit) -> None:
-    """A folder belongs to one config: going on with another would mix two runs."""
+def claim(folder: Path, config: Fit | Pretrain, aside: frozenset[str] = AFTER_TRAINING) -> None:
+    """A folder belongs to one config, and to the weights that it starts from: with others two runs would mix."""
     path = folder / "config.json"
-    content = json.loads(config.model_dump_json(exclude=AFTER_TRAINING))
+    content = json.loads(config.model_dump_json(exclude=set(aside)))
+    if config.init is not None and config.init.exists():
+        content["init_sha256"] = digest(config.init)
     if path.exists() and (before := json.loads(path.read_text())) != content:
         different = sorted(key for key in content if content[key] != before.get(key))
         raise BadConfig(
@@ -67,6 +74,7 @@ def claim(folder: Path, config: Fit) -> None:
 
 
 def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], None]) -> list[Metric]:
+    claim(folder / "folds", config, BESIDE_FOLDS)
     tiles = read_tiles(config)
     groupings: list[Grouping] = config.groupings
     if len({record.slide for record in tiles.records if record.slide}) < 2:
@@ -110,7 +118,9 @@ def keep(found: OutOfFold, path: Path) -> None:
 
 
 def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
-    """What `cv` left, if it was run on these very tiles."""
+    """What `cv` left, if it was run on these very tiles, with these settings."""
+    if (folder / "folds" / "config.json").exists():
+        claim(folder / "folds", config, BESIDE_FOLDS)
     answers: list[Answers] = []
     looks: Looks | None = None
     for grouping in get_args(Grouping):
@@ -149,6 +159,8 @@ def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) ->
         return remember(find(parts, tiles.classes), train, read(net, train.tiles)[1])
     train, held_out = split(tiles, config)
     features = read(net, train.tiles)[1]
+    if held_out is not None and (folder / "folds").exists():
+        log.warning('the folds in %s are not used: with split = "all" the figures would come from them', folder)
     if held_out is not None:
         return remember(
             find([judge_part(PROTOCOLS[config.split], train, held_out, net)], tiles.classes), train, features

@@ -10,7 +10,16 @@ from model import pixels
 from model.artifact import Manifest
 from model.pixels import ImageRefused
 from model.session import Classifier
-from training.data import NoClasses, UnusableImage, class_folders, images_below, load_tiles, number_labels, scan
+from training.data import (
+    NoClasses,
+    UnusableImage,
+    class_folders,
+    images_below,
+    load_tiles,
+    number_labels,
+    scan,
+    tell_skipped,
+)
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.intp]
@@ -41,7 +50,9 @@ def read_trial(
     m = classifier.manifest
     labelled = table is not None or bool(class_folders(folder))
     if labelled:
-        records = scan(folder, table, m.class_names).records
+        found = scan(folder, table, m.class_names)
+        tell_skipped(found)
+        records = found.records
         tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
     else:
         most = CANDIDATES_PER_TILE * per_class * len(m.classes)

@@ -6,6 +6,7 @@ import pytest
 from training.compare import choose_finalists, collect, compare, enter, run_folds
 from training.config import BadConfig, Compare, Fit, read_config
 from training.fit import make_folds, read_tiles
+from training.run import claim
 
 
 @pytest.fixture
@@ -81,9 +82,9 @@ def test_the_best_by_one_round_are_the_finalists(config, tmp_path):
 def test_folds_that_began_from_other_weights_are_not_continued(config, tmp_path):
     (tmp_path / "later.pt").write_bytes(b"these")
     entrants = enter(config, tmp_path / "runs")[2:]
-    entrants[0].folder.mkdir(parents=True)
-    (entrants[0].folder / "init.sha256").write_text("of those")
-    with pytest.raises(BadConfig, match=r"later\.pt has changed since the folds"):
+    claim(entrants[0].folder, entrants[0].config)
+    (tmp_path / "later.pt").write_bytes(b"those")
+    with pytest.raises(BadConfig, match=r"holds a run with other \['init_sha256'\]"):
         run_folds(config, entrants, read_tiles(entrants[0].config), print)
 
 

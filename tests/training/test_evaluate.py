@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +22,15 @@ def test_an_artefact_is_scored_by_its_own_graph(tiny_artifact, tile_folder):
     predicted = classifier.predict(load_tiles(records, 150, 0.495)).probabilities.argmax(1)
     right = [classifier.manifest.class_names[p] == record.label for p, record in zip(predicted, records, strict=True)]
     assert scores.accuracy.value == pytest.approx(np.mean(right))
+
+
+def test_images_that_are_left_out_are_told(tiny_artifact, tile_folder, tmp_path, caplog):
+    shutil.copytree(tile_folder, tmp_path / "tiles")
+    first = next((tmp_path / "tiles").rglob("*.png"))
+    shutil.copy(first, first.with_name("again.png"))
+    first.with_name("broken.png").write_bytes(b"no picture")
+    assert evaluate(tiny_artifact, tmp_path / "tiles", None, None).n == 60
+    assert "broken.png" in caplog.text and "the same bytes as" in caplog.text
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

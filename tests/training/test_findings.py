@@ -41,6 +41,24 @@ def test_the_temperature_takes_the_overconfidence_out(tiles):
     assert 0 < findings.gate.min_confidence < 1 and findings.gate.min_tissue_share > 0.1
 
 
+def test_slides_left_out_set_the_temperature_where_there_are_any(tiles):
+    """Here the network is sure and right within slides, and sure and often wrong on new ones."""
+    rng = np.random.default_rng(0)
+    slides = sorted({record.slide for record in tiles.records})
+    of_slide = np.array([[slides.index(record.slide) for record in tiles.records]])
+    fold_of = np.arange(30)[None] % 5
+    sure = (6 * np.eye(3)[tiles.targets])[None].astype(np.float32)
+    wrong = overconfident_logits(tiles.targets, rng)
+    parts = [
+        *answers_of_folds(OutOfFold("random", tiles, sure, fold_of, far(fold_of)), []),
+        *answers_of_folds(OutOfFold("slide", tiles, wrong, of_slide, far(of_slide)), []),
+    ]
+    findings = find(parts, tiles.classes)
+    assert findings.calibration.temperature > 2
+    assert findings.calibration.n == len(slides) and findings.calibration.protocol.startswith("leave one of")
+    assert find(parts[:1], tiles.classes).calibration.temperature <= 1
+
+
 def test_repeated_answers_count_as_one_tile_each(tiles):
     rng = np.random.default_rng(0)
     folds = np.stack([rng.permutation(30) % 5 for _ in range(2)])
@@ -102,9 +120,10 @@ def test_what_a_temperature_gains_is_measured_on_folds_it_was_not_fitted_on(tile
 
 def test_coverage_is_measured_where_the_tiles_suffice(tiles):
     answers = fold_answers(tiles)
-    names = [metric.name for metric in judge_sets(answers, softmax(answers.logits, 4))]
+    names = [metric.name for metric in judge_sets(answers, softmax(answers.logits, 4), tiles.classes)]
     assert "coverage of the sets at nominal 0.9" in names and "coverage of the sets at nominal 0.8" in names
     assert "coverage of the sets at nominal 0.99" not in names
+    assert {f"coverage of the sets at nominal 0.9, {name}" for name in tiles.classes} <= set(names)
 
 
 def test_shipped_thresholds_are_tried_on_slides_that_no_network_saw(tiles):

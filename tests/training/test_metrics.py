@@ -261,10 +261,6 @@ def test_risk_falls_as_doubtful_answers_are_withheld():
     assert found.coverage.tolist() == [0.25, 0.5, 0.75, 1]
     assert found.risk.tolist() == [0, 0, 0, 0.25]
     assert found.aurc == pytest.approx(0.0625)
-    assert found.risk_at(0.75) == 0
-    assert found.risk_at(0.76) == 0.25
-    ten = risk_coverage(np.arange(10.0), np.arange(10) > 6)
-    assert ten.risk_at(0.1 * 3) == 0  # three of ten, although 0.1 x 3 is a little more than 0.3
 
 
 def test_confidence_that_says_nothing_has_the_same_risk_everywhere():

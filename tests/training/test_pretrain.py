@@ -248,6 +248,7 @@ def test_two_sources_of_one_name_are_refused(folders):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
+        ({"model": ViTConfig(stem="efficientnet")}, "efficientnet sees dropped patches by its convolutions"),
         ({"masked": None}, r"nuclei/images teaches only by \[masked\]"),
         ({"optimisation": Optimisation()}, "set optimisation.token_drop"),
         ({"model": MSHTConfig(tile_px=TILE_PX)}, "msht sees dropped patches"),

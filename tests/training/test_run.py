@@ -6,7 +6,8 @@ import pytest
 from model.artifact import TissueClass, read_manifest, verify_files
 from model.session import open_classifier
 from training.config import BadConfig, Card
-from training.run import complete, cross_validate_and_keep, export_run, fit_and_export
+from training.fit import read_tiles
+from training.run import BESIDE_FOLDS, claim, complete, cross_validate_and_keep, export_run, fit_and_export
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_
     protocols = {metric.protocol for metric in manifest.metrics}
     assert "2 x 5 random folds, all tiles" in protocols
     assert any("slides out" in protocol for protocol in protocols)
-    assert manifest.calibration.n == 30
+    assert manifest.calibration.n == len({record.slide for record in read_tiles(config).records})
     assert manifest.gate.max_distance is not None and manifest.gate.max_foreign_share is not None
     assert untested.gate.max_distance is None, "no network was asked about a tile it had not seen"
     found = open_classifier(tmp_path / "again", device="cpu").reference
@@ -57,6 +58,34 @@ def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_
     assert json.loads((tmp_path / "folds" / "metrics.json").read_text())[0]["name"] == "accuracy"
     pictures = {path.name for path in (tmp_path / "folds" / "2-x-5-random-folds-all-tiles").iterdir()}
     assert pictures == {"scores.json", "confusion.png", "reliability.png", "risk-coverage.png", "comparison.png"}
+
+
+def test_folds_of_other_settings_are_neither_continued_nor_told_of(small_fit, tmp_path, caplog):
+    folds = tmp_path / "folds"
+    claim(folds, small_fit, BESIDE_FOLDS)
+    np.save(folds / "old.npy", np.zeros(1))
+    fewer = small_fit.optimisation.model_copy(update={"steps": 1})
+    other = small_fit.model_copy(update={"optimisation": fewer})
+    with pytest.raises(BadConfig, match=r"folds holds a run with other \['optimisation'\]"):
+        cross_validate_and_keep(other, tmp_path, print)
+    with pytest.raises(BadConfig, match=r"folds holds a run with other \['optimisation'\]"):
+        fit_and_export(other.model_copy(update={"split": "all"}), tmp_path)
+
+
+def test_folds_that_a_run_makes_no_use_of_are_pointed_at(small_fit, tmp_path, caplog):
+    claim(tmp_path / "folds", small_fit.model_copy(update={"split": "all"}), BESIDE_FOLDS)
+    fit_and_export(small_fit, tmp_path)
+    assert 'with split = "all"' in caplog.text
+
+
+def test_a_run_belongs_to_the_weights_that_it_starts_from(small_fit, tmp_path):
+    config = small_fit.model_copy(update={"init": tmp_path / "first.pt"})
+    config.init.write_bytes(b"these")
+    claim(tmp_path / "run", config)
+    claim(tmp_path / "run", config)
+    config.init.write_bytes(b"those")
+    with pytest.raises(BadConfig, match=r"holds a run with other \['init_sha256'\]"):
+        claim(tmp_path / "run", config)
 
 
 def test_folds_of_other_tiles_are_refused(small_fit, tmp_path):
