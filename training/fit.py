@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model import vit
-from model.graph import to_images
+from model.graph import fill_removed, find_removal, to_images
 from model.network import Network, TokenNetwork, build
 from training import checkpoint, synthetic
 from training.augment import augment, blend, keep_some_patches, mean_density
@@ -171,11 +171,20 @@ def gather_batches(config: Fit, train: TileSet, device: torch.device) -> Callabl
 
 
 def look(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
-    """In training, a network with tokens may have to do with some of them."""
+    """In training, a network with tokens may have to do with some of them.
+
+    Where `keep` of its artefact takes the pixels away as well, every second image loses them here, too: what is left
+    beside a hole has to be known, or maps and answers tell more of the holes than of the tissue.
+    """
     if not token_drop:
         return net(images)
     assert isinstance(net, TokenNetwork)
-    return net(images, kept=keep_some_patches(len(images), net.config.grid**2, token_drop, images.device))
+    kept = keep_some_patches(len(images), net.config.grid**2, token_drop, images.device)  # (N, M)
+    if find_removal(net.config) == "pixels and token":
+        stays = torch.zeros(len(images), net.config.grid**2, dtype=torch.bool, device=images.device)
+        stays = stays.scatter(1, kept, value=True) | (torch.rand(len(images), 1, device=images.device) < 0.5)
+        images = fill_removed(images, stays)
+    return net(images, kept=kept)
 
 
 def opinions_of(seen: Any) -> tuple[torch.Tensor, ...]:

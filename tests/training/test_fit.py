@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.vit import ViT
+from model.graph import fill_removed
+from model.vit import ViT, ViTConfig
 from training import checkpoint
 from training.data import TooFewImages
-from training.fit import cross_validate, fit_tiles, make_folds, mean_loss, predict, read_tiles, split, together
+from training.fit import cross_validate, fit_tiles, look, make_folds, mean_loss, predict, read_tiles, split, together
 
 HIDDEN = "blocks.0.mlp.fc1.weight"
 
@@ -98,3 +99,21 @@ def test_answers_do_not_depend_on_the_batch(small_fit, tiles):
     vit = ViT(small_fit.model, classes=3)
     torch.nn.init.normal_(vit.head.weight)
     np.testing.assert_allclose(predict(vit, tiles.tiles, batch=7), predict(vit, tiles.tiles, batch=30), atol=1e-5)
+
+
+@pytest.mark.parametrize("stem", ["patch", "efficientnet"])
+def test_a_stem_that_sees_holes_learns_what_they_look_like(stem):
+    """As `keep` makes them in the exported graph; half of the images stay whole, for that is how they will come."""
+    torch.manual_seed(0)
+    net = ViT(ViTConfig(stem=stem, width=24, heads=3, layers=1), classes=2).eval()
+    seen: dict[str, torch.Tensor] = {}
+    net.register_forward_pre_hook(
+        lambda _, images, options: seen.update(images=images[0], kept=options["kept"]), with_kwargs=True
+    )
+    images = torch.rand(16, 3, 150, 150)
+    look(net, images, token_drop=0.5)
+    stays = torch.zeros(16, 100, dtype=torch.bool).scatter(1, seen["kept"], value=True)
+    untouched = (seen["images"] == images).flatten(1).all(dim=1)
+    with_holes = (seen["images"] == fill_removed(images, stays)).flatten(1).all(dim=1)
+    assert (untouched ^ with_holes).all()
+    assert 2 < untouched.sum() < 14 if stem == "efficientnet" else untouched.all()
