@@ -124,7 +124,7 @@ class MapScore(Part):
 
 class JudgedMaps(Part):
     protocol: str
-    beat_all: list[str]  # the methods that beat every map without a model on removal and focus, the best first
+    beat_all: list[MapMethod]  # the methods that beat every map without a model on removal and focus, the best first
     scores: list[MapScore]
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from model.artifact import JudgedMaps, Manifest, MapScore, read_manifest, write_manifest
+from model.artifact import JudgedMaps, Manifest, MapMethod, MapScore, read_manifest, write_manifest
 from model.maps import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
 from model.runtime import ort
 from model.session import Explanations, empty_maps
@@ -37,7 +37,7 @@ Bools = NDArray[np.bool_]
 Metric = Literal["removal", "focus", "other_class", "random_weights", "other_tile", "glands"]
 Found = dict[tuple[str, Metric], list[float]]
 
-METHODS = ("attention", "rollout", "evidence", "occlusion")
+METHODS: tuple[MapMethod, ...] = ("attention", "rollout", "evidence", "occlusion")
 NO_MODEL = ("random", "centre", "edge", "haematoxylin")
 QUESTIONS: dict[Metric, str] = {
     "removal": "which patches the answer rests on",
@@ -380,7 +380,7 @@ def summarise(found: Found, patients: NDArray[np.str_], seed: int) -> list[MapSc
     return scores
 
 
-def beat_all(scores: Sequence[MapScore]) -> list[str]:
+def beat_all(scores: Sequence[MapScore]) -> list[MapMethod]:
     """Methods better than no model on both questions, the best focus first.
 
     By removal alone occlusion would always win: it asks the same question.
@@ -396,10 +396,22 @@ def beats_no_model(scores: Sequence[MapScore], name: str, metric: Metric) -> boo
     return name in of_map and of_map[name].low > max(of_map[other].high for other in NO_MODEL)
 
 
+def choose_default(judged: JudgedMaps) -> MapMethod | None:
+    """The best; but occlusion takes 26 passes, so it has to be better than a map of one, the intervals apart."""
+    if not judged.beat_all:
+        return None
+    best = judged.beat_all[0]
+    quick = next((name for name in judged.beat_all if name != "occlusion"), None)
+    if best != "occlusion" or quick is None:
+        return best
+    focus = {score.map: score for score in judged.scores if score.metric == "focus"}
+    return best if focus[best].low > focus[quick].high else quick
+
+
 def write_into_manifest(artifact: Path, judged: JudgedMaps) -> Manifest:
     """The best method becomes the default of `POST /attention`; where none is better than no model, it stays."""
     manifest = read_manifest(artifact)
-    default = judged.beat_all[0] if judged.beat_all else manifest.maps.default
+    default = choose_default(judged) or manifest.maps.default
     maps = manifest.maps.model_copy(update={"judged": judged, "default": default})
     manifest = manifest.model_copy(update={"maps": maps})
     write_manifest(Manifest.model_validate(manifest.model_dump()), artifact)

@@ -13,6 +13,7 @@ from training.maps import (
     Outlined,
     Shuffled,
     beat_all,
+    choose_default,
     correlate_ranks,
     draw_model_maps,
     draw_no_model_maps,
@@ -233,10 +234,25 @@ def test_the_verdict_in_words_names_winner_and_losers(judged):
     assert "`rollout` says nothing about which patches are of which class" in words
 
 
+def test_a_map_of_26_passes_has_to_be_clearly_better_to_become_the_default(judged):
+    scores = [s for s in judged.scores if (s.map, s.metric) != ("occlusion", "focus")]
+    for value, best in ((0.615, "evidence"), (0.625, "occlusion")):
+        scored = [*scores, score("occlusion", "focus", value)]
+        assert beat_all(scored) == ["occlusion", "evidence"]
+        found = judged.model_copy(update={"scores": scored, "beat_all": beat_all(scored)})
+        assert choose_default(found) == best
+    assert choose_default(judged) == "evidence"
+    assert choose_default(judged.model_copy(update={"beat_all": ["occlusion"]})) == "occlusion"
+    assert choose_default(judged.model_copy(update={"beat_all": []})) is None
+
+
 def test_what_was_judged_is_kept_in_the_manifest_and_chooses_the_default(judged, tiny_artifact, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(tiny_artifact, folder)
-    occlusion_best = judged.model_copy(update={"beat_all": ["occlusion", "evidence"]})
+    scores = [s for s in judged.scores if (s.map, s.metric) != ("occlusion", "focus")] + [
+        score("occlusion", "focus", 0.7)
+    ]
+    occlusion_best = judged.model_copy(update={"beat_all": ["occlusion", "evidence"], "scores": scores})
     write_into_manifest(folder, occlusion_best)
     manifest = open_classifier(folder, device="cpu").manifest
     assert manifest.maps.default == "occlusion" and manifest.maps.judged == occlusion_best

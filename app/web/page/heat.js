@@ -129,12 +129,12 @@ export class Heat {
       tile.maps.set(key, map);
       if (!signal.aborted) this._take(map);
     } catch (problem) {
-      if (signal.aborted) return;
+      if (signal.aborted) return; // another map is on its way
       this._map = null; // it isn't asked for again by itself: another tile or option does that
       this._draw();
       this._say(explain(problem), true);
+      find("viewer").ariaBusy = "false";
     }
-    find("viewer").ariaBusy = "false";
   }
 
   _take(map) {
