@@ -272,7 +272,7 @@ async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> byt
     from app import client
 
     async with opened as service:
-        return await client.ask(service, "/attention", picture, query)
+        return (await client.ask(service, "/attention", picture, query)).content
 
 
 def print_answers(answers: list[Answer], classes: list[str], form: Form) -> None:

@@ -5,7 +5,6 @@ Both answer on the same routes, so a picture gets the same answer whether a serv
 
 import asyncio
 import io
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ IN_FLIGHT = 8  # pictures under way at a time: enough for decoding and inference
 TIMEOUT_S = 120  # the service has a deadline of its own, this one is for lost connections
 PATIENCE_MS = 600_000
 MOST_TRIES = 5
+LONGEST_WAIT_S = 60  # as the service never asks for more; whoever does is given up
 
 
 class Unanswered(RuntimeError):
@@ -35,12 +35,16 @@ class Unanswered(RuntimeError):
 
 @asynccontextmanager
 async def connect(url: str, api_key: str | None) -> AsyncIterator[httpx.AsyncClient]:
-    headers = [(b"X-API-Key", api_key.encode())] if api_key else []  # as text httpx refuses letters beyond ASCII
+    if api_key and not api_key.isprintable():
+        raise Unanswered(_problem("the key isn't UTF-8, or holds what no header can carry, as a line break"))
+    headers = [(b"X-API-Key", api_key.strip().encode())] if api_key else []  # as text httpx refuses beyond ASCII
     try:
-        client = httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT_S)
-    except httpx.InvalidURL as error:
-        reason = f"{url} is no address ({error}); give one such as http://127.0.0.1:8000"
-        raise Unanswered({"code": "no_service", "title": "There is no service", "detail": reason}) from None
+        address = httpx.URL(url)
+        if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 1 << 16:
+            raise httpx.InvalidURL("scheme, host or port is missing or wrong")
+        client = httpx.AsyncClient(base_url=address, headers=headers, timeout=TIMEOUT_S)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise Unanswered(_problem(f"{url} is no address ({error}); give one such as http://127.0.0.1:8000")) from None
     async with client:
         yield client
 
@@ -59,15 +63,13 @@ async def open_here(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 async def ask_model(client: httpx.AsyncClient) -> dict[str, Any]:
     """The model's card; the first request, which tells whether anybody answers."""
-    card: dict[str, Any] = (await _request(client, "GET", "/model")).json()
-    return card
+    return _read_object(await _request(client, "GET", "/model"))
 
 
-async def ask(client: httpx.AsyncClient, route: str, picture: Path, query: dict[str, Any]) -> bytes:
+async def ask(client: httpx.AsyncClient, route: str, picture: Path, query: dict[str, Any]) -> httpx.Response:
     asked = {name: value for name, value in query.items() if value is not None}
     headers = {"Content-Type": "image/*"}  # the service looks at the bytes
-    response = await _request(client, "POST", route, content=_read(picture), params=asked, headers=headers)
-    return response.content
+    return await _request(client, "POST", route, content=_read(picture), params=asked, headers=headers)
 
 
 async def ask_all(
@@ -82,7 +84,7 @@ async def ask_all(
     async def predict(picture: Path) -> dict[str, Any]:
         async with places:
             try:
-                answer = json.loads(await ask(client, "/predict", picture, query))
+                answer = _read_object(await ask(client, "/predict", picture, query))
             except Unanswered as error:
                 answer = {"error": error.problem}
             when_done()
@@ -98,7 +100,7 @@ async def ask_features(client: httpx.AsyncClient, pictures: list[Path], mpp: obj
     async def read(picture: Path) -> NDArray[np.float32]:
         async with places:
             try:
-                data = await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"})
+                data = (await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"})).content
             except Unanswered:
                 return np.full(width, np.nan, np.float32)
             row: NDArray[np.float32] = np.load(io.BytesIO(data))
@@ -124,10 +126,11 @@ async def _request(client: httpx.AsyncClient, method: str, route: str, **content
         except httpx.HTTPError as error:
             cause = str(error) or type(error).__name__
             reason = f"nobody answers at {client.base_url} ({cause}); start a service there with `tissue serve`"
-            raise Unanswered({"code": "no_service", "title": "There is no service", "detail": reason}) from None
-        if response.status_code != 503 or not tries_left:
+            raise Unanswered(_problem(reason)) from None
+        wait_s = _retry_after_s(response)
+        if response.status_code != 503 or not tries_left or wait_s > LONGEST_WAIT_S:
             break
-        await asyncio.sleep(_retry_after_s(response))
+        await asyncio.sleep(wait_s)
     if response.is_success:
         return response
     raise Unanswered(_read_problem(response))
@@ -136,12 +139,28 @@ async def _request(client: httpx.AsyncClient, method: str, route: str, **content
 def _retry_after_s(response: httpx.Response) -> int:
     """In seconds; a proxy may answer with a date or without a word."""
     wait = response.headers.get("Retry-After", "")
-    return int(wait) if wait.isdigit() else 1
+    return int(wait) if wait.isascii() and wait.isdigit() else 1
 
 
 def _read_problem(response: httpx.Response) -> dict[str, Any]:
     if response.headers.get("Content-Type") == "application/problem+json":
-        problem: dict[str, Any] = response.json()
-        return problem
+        problem = _read_object(response)
+        if "detail" in problem:
+            return problem
     reason = f"{response.url} answered {response.status_code} {response.reason_phrase}: is it a tissue service?"
-    return {"code": "no_service", "title": "Something else answers there", "detail": reason}
+    return _problem(reason, "Something else answers there")
+
+
+def _read_object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        reason = f"{response.url} answered what is no JSON object: is it a tissue service?"
+        raise Unanswered(_problem(reason, "Something else answers there"))
+    return document
+
+
+def _problem(reason: str, title: str = "There is no service") -> dict[str, Any]:
+    return {"code": "no_service", "title": title, "detail": reason}

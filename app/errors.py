@@ -133,7 +133,7 @@ def _list_parameters(error: RequestValidationError) -> list[schemas.ParameterErr
     """Without the values that came: they may be anything, and logs and answers should not repeat it."""
     return [
         schemas.ParameterError(
-            parameter=".".join(str(part) for part in entry["loc"][1:]),
+            parameter=str(entry["loc"][1]),  # what follows are names of pydantic's for the types it tried
             message=UNKNOWN_PARAMETER if entry["type"] == "extra_forbidden" else entry["msg"],
         )
         for entry in error.errors()

@@ -45,6 +45,8 @@ log = logging.getLogger("tissue")
 
 KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which else reuse a connection as it is closed
 HEAD_S = 65  # balancers open connections ahead of need as well
+HEAD_BYTES = 1 << 16
+READ_S = 60  # so long an answer may lie unread
 CUDA_BATCH = 32
 # So long a thread that comes back from a model call waits for the one that holds the interpreter, and its core is idle;
 # Python's own 5 ms are half a call.
@@ -183,40 +185,77 @@ def count_call(metrics: Metrics, call: Call[Graph]) -> None:
 
 
 class Protocol(HttpToolsProtocol):
-    """Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would
-    take all behind the request's head for the new protocol, and the picture would be lost.
+    """uvicorn's own, with an end to what a client can make it hold.
 
-    And hangs up on whoever connects without asking for anything, or never comes to the end of a head: of the other
-    times to wait none runs then, and such connections would pile up.
+    It hangs up on whoever connects without asking for anything, never comes to the end of a head, sends one without
+    end, or doesn't read its answer: no other time to wait runs then, and such connections would pile up. And it
+    overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would
+    take all behind the request's head for the new protocol, and the picture would be lost.
     """
 
+    _head = b""  # of the next request, as far as it has come
+    _unparsed_bytes = 0  # that the parser was given since it last came to the end of a head, or to a body
+    _is_between_requests = True
     _silence: asyncio.TimerHandle | None = None  # runs while a head is owed
+    _stall: asyncio.TimerHandle | None = None  # runs while an answer isn't read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._silence = self.loop.call_later(HEAD_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
-        if self._owes_head():
+        if self._is_between_requests:
+            data = self._head + data
             head, end, rest = data.partition(b"\r\n\r\n")
-            data = UPGRADE.sub(b"\r\nIgnored:", head) + end + rest  # as long as before: it might be a late body
+            self._head = b"" if end else data
+            if len(head) > HEAD_BYTES:
+                return self.send_400_response(f"The head of the request has more than {HEAD_BYTES} bytes.")
+            if not end:
+                return None
+            data = UPGRADE.sub(b"\r\nIgnored:", head) + end + rest
+        self._unparsed_bytes += len(data)
         super().data_received(data)
-        if not self._owes_head():
-            self._stop_waiting()
-        elif self._silence is None:
-            self._silence = self.loop.call_later(HEAD_S, self.transport.close)
+        if self._unparsed_bytes > HEAD_BYTES + len(data):  # of a head behind another request, as pipelining has it
+            self.transport.abort()
+        return None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
+    def on_message_begin(self) -> None:
+        self._is_between_requests = False
+        super().on_message_begin()
 
-    def _owes_head(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _stop_waiting(self) -> None:
+    def on_headers_complete(self) -> None:
+        self._unparsed_bytes = 0
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_between_requests = True
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        self._stall = self.loop.call_later(READ_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._cancel_stall()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+        self._cancel_stall()
+        super().connection_lost(exc)
+
+    def _cancel_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
 
 class Server(uvicorn.Server):

@@ -34,10 +34,12 @@ class Metrics:
         self.in_progress = Gauge(
             "tissue_requests_in_progress", "Requests being answered.", registry=registry, multiprocess_mode="livesum"
         )
-        self.problems = Counter("tissue_problems", "Requests refused or failed.", ["code"], registry=registry)
+        self.problems = Counter(
+            "tissue_problems", "Requests, or images of a batch, refused or failed.", ["code"], registry=registry
+        )
         self.stage_seconds = Histogram(
             "tissue_stage_seconds",
-            "Time a request spent in a stage: decode, queue, infer, render.",
+            "Time a request, or an image of a batch, spent in a stage: decode, queue, infer, render.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -70,6 +72,10 @@ class Metrics:
         if FOLDER_VARIABLE not in os.environ:
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
+
+    def observe_stages(self, stages_s: dict[str, float]) -> None:
+        for stage, seconds in stages_s.items():
+            self.stage_seconds.labels(stage).observe(seconds)
 
     def expose(self) -> bytes:
         if FOLDER_VARIABLE not in os.environ:

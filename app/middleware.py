@@ -3,6 +3,7 @@
 Plain, because Starlette's BaseHTTPMiddleware hides from the handlers that a client has hung up.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -12,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.batcher import ShuttingDown
 from app.logs import ACCESS
 from app.metrics import Metrics
 from app.trace import Trace, choose_request_id
@@ -24,6 +26,7 @@ PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their l
 GUARDED = ("/model", "/metrics")  # and every POST
 STATIC = "/static/"
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
+SMALL_BYTES = 1 << 17
 
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -109,8 +112,7 @@ class Tracing:
         seconds = trace.elapsed_s()
         self.metrics.requests.labels(route, scope["method"], status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
-        for stage, stage_s in trace.stages_s.items():
-            self.metrics.stage_seconds.labels(stage).observe(stage_s)
+        self.metrics.observe_stages(trace.stages_s)
         if trace.problem:
             self.metrics.problems.labels(trace.problem).inc()
         level = logging.DEBUG if route in PROBES and status < 400 else logging.INFO
@@ -131,7 +133,7 @@ def _describe(scope: Scope, trace: Trace, route: str, status: int, seconds: floa
 
 
 class LastResort:
-    """An error nobody foresaw goes into the log, and is answered like any other."""
+    """An error nobody foresaw goes into the log, and is answered like any other; so is who came too late."""
 
     def __init__(self, app: ASGIApp, *, respond: Respond) -> None:
         self.app = app
@@ -149,6 +151,10 @@ class LastResort:
 
         try:
             await self.app(scope, receive, send_noted)
+        except asyncio.CancelledError:  # the service ends, and will not wait for the rest of an upload any longer
+            if has_begun:
+                raise
+            await self.respond(ShuttingDown(), scope)(scope, receive, send)
         except Exception as error:
             log.exception("failed", extra={"request_id": scope["trace"].request_id})
             if has_begun:  # the client can only be told by breaking the answer off
@@ -172,7 +178,7 @@ class KeyCheck:
 
     def _admits(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        offered = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        offered = [headers.get("x-api-key", "").strip(), token.strip() if scheme.lower() == "bearer" else ""]
         # Beyond ASCII a browser sends Latin-1, as which headers are read here, and nearly all else UTF-8.
         forms = [form for key in offered for form in (key.encode(), key.encode("latin-1"))]
         # Digests have one length and every key is compared, so the time taken tells nothing about them.
@@ -192,7 +198,8 @@ class BodyLimit:
     """Refuses a body by its announced length, or while it streams in; and what would be too much with all others.
 
     Bodies are held in memory until they are answered, and some come slowly: without a limit on their sum a few hundred
-    large ones would end the process, and all that is in hand with it.
+    large ones would end the process, and all that is in hand with it. Small ones pass: tiles shouldn't wait for those
+    who fill it.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
@@ -205,27 +212,39 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         announced = int(Headers(scope=scope).get("content-length", 0))
-        received = 0
+        received = held = 0
 
         async def receive_within_limit() -> Message:
-            nonlocal received
-            self._check(announced)  # before anything is read, so that a client that waits for "100 Continue" is spared
+            nonlocal received, held
+            if not received:  # before anything is read, so that a client that waits for "100 Continue" is spared
+                self._check(announced)
             message = await receive()
-            size = len(message.get("body", b""))
-            received += size
-            self.held_bytes += size
-            self._check(received)
+            if size := len(message.get("body", b"")):
+                received += size
+                held += size
+                self.held_bytes += size
+                self._check(received)
             return message
 
+        def let_go() -> None:
+            nonlocal held
+            self.held_bytes -= held
+            held = 0
+
+        async def send_and_let_go(message: Message) -> None:
+            let_go()  # the answer is there, so nobody looks at the body any more; who knows when it will be read
+            await send(message)
+
         try:
-            await self.app(scope, receive_within_limit, send)
+            await self.app(scope, receive_within_limit, send_and_let_go)
         finally:
-            self.held_bytes -= received
+            let_go()
 
     def _check(self, size: int) -> None:
         if size > self.max_bytes:
             raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {self.max_bytes}")
-        if self.held_bytes > self.max_held_bytes:
+        if size > SMALL_BYTES and self.held_bytes > self.max_held_bytes:
             raise TooManyUploads(
-                f"the bodies under way hold {self.max_held_bytes >> 20} MiB already; send fewer or smaller ones at once"
+                f"the bodies in hand are {self.max_held_bytes / 2**20:.3g} MiB together already; send fewer or smaller "
+                "ones at once"
             )

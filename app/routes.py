@@ -13,13 +13,14 @@ from fastapi.responses import FileResponse, Response
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from app import docs, metrics, schemas
+from app import docs, schemas
 from app.answers import describe_attention, describe_input, write_caption
 from app.batcher import QueueFull
 from app.deadline import DeadlineExceeded, attended
 from app.errors import describe
 from app.intake import Upload, read_image, read_images
 from app.maps import VIEWS, Drawable
+from app.metrics import CONTENT_TYPE, Metrics
 from app.negotiation import JSON, NPY, PNG, choose_type
 from app.options import OptionsRoute
 from app.overlay import draw_heads, draw_overlay
@@ -100,14 +101,19 @@ async def predict_batch(request: Request, options: Annotated[schemas.PredictOpti
     side_by_side = asyncio.Semaphore(max(1, min(SIDE_BY_SIDE, service.settings.max_queue // places)))
     deadline = time.monotonic() + service.deadline_s
 
+    metrics: Metrics = request.app.state.metrics
+
     async def answer(upload: Upload) -> schemas.AnsweredItem | schemas.FailedItem:
+        own = Trace(trace.request_id)  # sums over what runs side by side would be longer than the request
         try:
             async with asyncio.timeout(deadline - time.monotonic()), side_by_side:
-                prediction = await predict_in_turn(service, upload, trace, options)
+                prediction = await predict_in_turn(service, upload, own, options)
         except Exception as error:
             failed = fail_item(upload, error, service.deadline_s, trace.request_id)
-            request.app.state.metrics.problems.labels(failed.error.code).inc()
+            metrics.problems.labels(failed.error.code).inc()
             return failed
+        finally:
+            metrics.observe_stages(own.stages_s)
         return schemas.AnsweredItem.model_construct(file=upload.name, **dict(prediction))
 
     async with attended(request, None):  # the items have the deadline: those that meet it are not lost
@@ -276,8 +282,8 @@ async def readyz(request: Request) -> schemas.Readiness:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **docs.CARD_PROBLEMS},
 )
 async def show_metrics(request: Request) -> Response:
-    shown: metrics.Metrics = request.app.state.metrics
-    return Response(shown.expose(), headers={"Content-Type": metrics.CONTENT_TYPE})
+    metrics: Metrics = request.app.state.metrics
+    return Response(metrics.expose(), headers={"Content-Type": CONTENT_TYPE})
 
 
 @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

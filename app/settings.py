@@ -5,6 +5,7 @@ A variable that no setting answers to is an error, since a typing mistake would 
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,9 @@ _KUBERNETES = (
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=False)
 
-    host: str = Field("127.0.0.1", description="Address to listen on. 0.0.0.0 means every network of the machine.")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on. 0.0.0.0 means every network of the machine."
+    )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one and logs it.")
     artifact: Path = Field(
         SHIPPED_ARTIFACT, description="Directory of the artefact to serve: manifest.json and its graphs."
@@ -61,7 +64,7 @@ class Settings(BaseSettings):
         description="After SIGTERM the service goes on listening for this many milliseconds, not ready and refusing "
         "new work with 503, so that balancers notice; work in hand may then take what is left of its deadline.",
     )
-    max_body_mib: float = Field(32, gt=0, le=4096, description="Largest request body, in MiB.")
+    max_body_mib: float = Field(32, ge=0.001, le=4096, description="Largest request body, in MiB.")
     max_megapixels: float = Field(
         50, gt=0, le=178, description="Largest picture, in millions of pixels; Pillow itself stops at 178."
     )
@@ -121,7 +124,19 @@ class Settings(BaseSettings):
     def _refuse_no_key(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if not keys:  # a secret that came out empty must not leave the door open
             raise ValueError("TISSUE_API_KEYS is set but holds no key; give one, or unset it")
+        if not all(key.get_secret_value().isprintable() for key in keys):
+            raise ValueError("a key of TISSUE_API_KEYS isn't UTF-8, or holds what no header can carry, as a line break")
         return keys
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _refuse_what_is_no_origin(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin, such as https://viewer.example: a scheme, no path, no slash"
+                )
+        return origins
 
     @model_validator(mode="after")
     def _read_keys_file(self) -> "Settings":
@@ -148,7 +163,10 @@ def read_keys_file(path: Path) -> frozenset[str]:
         lines = path.read_text("utf-8-sig").splitlines()  # editors on Windows put a mark in front
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}, which TISSUE_API_KEYS_FILE names, can't be read as UTF-8 text: {error}") from error
-    return frozenset(line.strip() for line in lines if line.strip())
+    keys = frozenset(line.strip() for line in lines if line.strip())
+    if not all(key.isprintable() for key in keys):
+        raise ValueError(f"a key in {path} holds what no header can carry")
+    return keys
 
 
 def refuse_unknown_variables(environ: Mapping[str, str]) -> None:

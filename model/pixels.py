@@ -462,7 +462,7 @@ def choose_mpp(picture: Picture, mpp: float | None) -> tuple[float | None, Liter
 def check_mpp(mpp: float) -> None:
     if not MIN_MPP <= mpp <= MAX_MPP:
         raise MppOutOfRange(
-            f"mpp is {mpp:g}; it must lie in {MIN_MPP:g} to {MAX_MPP:g} um per pixel (a 20x scan has about 0.5)."
+            f"mpp is {mpp}; it must lie in {MIN_MPP:g} to {MAX_MPP:g} um per pixel (a 20x scan has about 0.5)."
         )
 
 

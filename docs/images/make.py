@@ -63,7 +63,8 @@ def page(
 def shoot_answers(browser: Any, url: str, to: Path, **options: Any) -> None:
     with visit(browser, url, **options) as tab:
         take_samples(tab)
-        tab.locator("#gallery [role=option]").nth(3).click()
+        with tab.expect_response("**/attention*"):
+            tab.locator("#gallery [role=option]").nth(3).click()
         wait_for_map(tab)
         tab.screenshot(path=to)
 

@@ -66,9 +66,46 @@ def test_a_key_beyond_ascii_travels_and_an_address_that_is_none_is_told():
             assert client.headers.raw[-1] == (b"X-API-Key", "schlüssel".encode())
             await ask_model(client)
 
-    for url in ("http://127.0.0.1:1", "http://[", "nowhere"):
+    for url in ("http://127.0.0.1:1", "http://[", "nowhere", "http://127.0.0.1:99999", "http://xn--a", "ftp://there"):
         with pytest.raises(Unanswered, match=r"nobody answers|is no address"):
             asyncio.run(ask_there(url))
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\udcff", "x\x01"])
+def test_a_key_that_no_header_can_carry_is_at_fault_itself(key):
+    async def ask_there() -> None:
+        async with connect("http://127.0.0.1:1", key):
+            raise AssertionError
+
+    with pytest.raises(Unanswered, match="the key"):
+        asyncio.run(ask_there())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text="<html>"),
+        httpx.Response(200, json=[]),
+        httpx.Response(422, json={}, headers={"Content-Type": "application/problem+json"}),
+        httpx.Response(422, text="no", headers={"Content-Type": "application/problem+json"}),
+    ],
+)
+def test_what_is_no_answer_of_a_service_is_said_to_be_none(answer):
+    with pytest.raises(Unanswered, match="is it a tissue service"):
+        call(ask_model, lambda request: answer)
+
+
+@pytest.mark.parametrize("wait", ["86400", "²"])
+def test_nobody_waits_for_a_day(wait, monkeypatch):
+    waits = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    with pytest.raises(Unanswered, match="answered 503"):
+        call(ask_model, lambda request: httpx.Response(503, headers=[(b"Retry-After", wait.encode())]))
+    assert max(waits, default=0) <= 1
 
 
 def test_lost_connection_is_told():
@@ -89,7 +126,8 @@ def test_picture_travels_raw_and_options_in_the_query(tmp_path: Path):
         return httpx.Response(200, content=request.content)
 
     query = {"mpp": "0.5", "tta": True, "coverage": None}
-    assert call(lambda client: ask(client, "/predict", picture, query), answer) == b"bytes"
+    response = call(lambda client: ask(client, "/predict", picture, query), answer)
+    assert isinstance(response, httpx.Response) and response.content == b"bytes"
     assert seen[0].headers["Content-Type"].startswith("image/")
     assert dict(seen[0].url.params) == {"mpp": "0.5", "tta": "true"}
 

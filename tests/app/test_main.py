@@ -1,11 +1,13 @@
 """The real process behind real sockets: under load, in a hurry, and on its way out."""
 
 import asyncio
+import json
 import signal
 import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from http.client import HTTPResponse
 
@@ -14,7 +16,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.main import Protocol, bind, choose_infer_threads, choose_max_batch, is_loopback
+from app.main import HEAD_BYTES, Protocol, bind, choose_infer_threads, choose_max_batch, is_loopback
 from app.settings import Settings
 from model.session import open_classifier
 from tests.app import conftest
@@ -275,40 +277,103 @@ def test_int8_takes_one_tile_a_call_whatever_is_set(tiny_artifact, device, caplo
     assert "one tile a call" in caplog.text
 
 
-def test_whoever_never_ends_a_head_is_hung_up_on(monkeypatch, png):
-    monkeypatch.setattr("app.main.HEAD_S", 0.05)
+@pytest.fixture
+def talk():
+    """Connections to a server with our protocol, whose every answer is 204, or large where /large is asked for."""
 
     async def answer(scope, receive, send):
         while (await receive()).get("more_body"):
             pass
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
+        await send({"type": "http.response.start", "status": 204 if scope["path"] == "/" else 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * (1 << 24) if scope["path"] != "/" else b""})
+        done.append(scope["path"])
 
-    async def scenario() -> None:
-        config = uvicorn.Config(answer, lifespan="off", log_config=None)
-        config.load()
-        state = ServerState()
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1")
-        host, port = server.sockets[0].getsockname()
-        async with server, asyncio.timeout(PATIENCE_S):
-            request = request_head("/", "Content-Length: 3")
-            for before, half in ((b"", b""), (b"", request[:-2]), (request + b"abc", request[:9])):
-                reader, writer = await asyncio.open_connection(host, port)
-                writer.write(before)
-                answered = await reader.readuntil(b"\r\n\r\n") if before else b""
-                assert bool(before) == answered.startswith(b"HTTP/1.1 204")
-                writer.write(half)
-                assert await reader.read() == b""
-                writer.close()
-            reader, writer = await asyncio.open_connection(host, port)
-            writer.write(request)  # a slow body is another matter
-            await asyncio.sleep(0.1)
-            writer.write(b"abc")
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+    done: list[str] = []
+
+    def run(scenario) -> list[str]:
+        async def serve() -> None:
+            config = uvicorn.Config(answer, lifespan="off", log_config=None)
+            config.load()
+            state = ServerState()
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1")
+            host, port = server.sockets[0].getsockname()
+            async with server, asyncio.timeout(PATIENCE_S):
+                await scenario(lambda: asyncio.open_connection(host, port, limit=1 << 10))
+                while state.tasks or state.connections:
+                    await asyncio.sleep(0.01)
+
+        asyncio.run(serve())
+        return done
+
+    return run
+
+
+def test_a_head_may_come_in_pieces_but_not_without_end(talk):
+    async def scenario(connect) -> None:
+        reader, writer = await connect()
+        for piece in (b"GET / HTTP/1.1\r", b"\nHost: x\r\nUpg", b"rade: h2c\r\nConnection: upgrade\r\n\r", b"\n"):
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.write(request_head("/", "X: " + "x" * HEAD_BYTES))
+        assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * HEAD_BYTES)
+        assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+    assert talk(scenario) == ["/"]
+
+
+def test_an_answer_that_nobody_reads_is_given_up(talk, monkeypatch):
+    monkeypatch.setattr("app.main.READ_S", 0.05)
+
+    async def scenario(connect) -> None:
+        reader, writer = await connect()
+        writer.write(request_head("/large", "Content-Length: 0"))
+        await reader.read(1)
+        await asyncio.sleep(0.2)
+        with suppress(ConnectionError):
+            while await reader.read(1 << 16):  # what was under way; a connection that goes on would never end
+                pass
+        writer.close()
+
+    assert talk(scenario) == ["/large"]
+
+
+def test_whoever_never_ends_a_head_is_hung_up_on(talk, monkeypatch):
+    monkeypatch.setattr("app.main.HEAD_S", 0.05)
+
+    async def scenario(connect) -> None:
+        request = request_head("/", "Content-Length: 3")
+        for half in (b"", request[:-2]):
+            reader, writer = await connect()
+            writer.write(half)
+            assert await reader.read() == b""
             writer.close()
+        reader, writer = await connect()
+        writer.write(request)  # a slow body is another matter
+        await asyncio.sleep(0.1)
+        writer.write(b"abc")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.close()
 
-    asyncio.run(scenario())
+    assert talk(scenario) == ["/"]
+
+
+def test_an_upload_that_never_ends_is_told_of_the_end(tiny_artifact):
+    with start(artifact=tiny_artifact, deadline_ms=500, drain_ms=0) as process, connect(process) as connection:
+        connection.sendall(request_head("/predict", "Content-Length: 1000") + b"half")
+        assert httpx.get(process.url + "/healthz").status_code == 200
+        process.send(signal.SIGTERM)
+        with HTTPResponse(connection) as answer:
+            answer.begin()
+            assert answer.status == 503 and json.loads(answer.read())["code"] == "shutting_down"
+        assert process.wait() == 0
+        assert [entry["status"] for entry in process.find("request")] == [503]
 
 
 def test_a_thread_more_than_cores_calls_the_model_unless_nothing_could_be_idle():

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from app.middleware import LARGEST_AT_ONCE, BodyLimit, KeyCheck, TooManyUploads
+from app.middleware import LARGEST_AT_ONCE, SMALL_BYTES, BodyLimit, KeyCheck, TooManyUploads
 from tests.app.conftest import open_client
 
 GUARDED = [("POST", "/predict"), ("POST", "/predict/batch"), ("POST", "/attention"), ("POST", "/features")]
@@ -116,29 +116,56 @@ def test_a_body_over_the_limit_is_refused(tiny_artifact):
 
 
 def test_bodies_that_are_too_much_together_are_refused_until_some_are_answered():
-    limit = BodyLimit(None, max_bytes=1000)  # type: ignore[arg-type]
-    done = asyncio.Event()
+    largest = SMALL_BYTES + 1
+    answered, read = asyncio.Event(), asyncio.Event()
 
     async def hold(scope, receive, send):
         await receive()
-        await done.wait()
+        await answered.wait()
+        await send({"type": "http.response.start"})
+
+    limit = BodyLimit(hold, max_bytes=largest)
 
     async def upload(size: int) -> None:
         async def receive():
             return {"type": "http.request", "body": b"x" * size, "more_body": False}
 
-        await limit({"type": "http", "headers": []}, receive, None)  # type: ignore[arg-type]
+        async def send(message):
+            await read.wait()
+
+        await limit({"type": "http", "headers": []}, receive, send)
 
     async def scenario() -> None:
-        limit.app = hold
-        slow = [asyncio.create_task(upload(1000)) for _ in range(LARGEST_AT_ONCE)]
-        while limit.held_bytes < LARGEST_AT_ONCE * 1000:
+        slow = [asyncio.create_task(upload(largest)) for _ in range(LARGEST_AT_ONCE)]
+        while limit.held_bytes < LARGEST_AT_ONCE * largest:
             await asyncio.sleep(0)
-        with pytest.raises(TooManyUploads, match="send fewer or smaller ones"):
-            await upload(1)
-        done.set()
-        await asyncio.gather(*slow)
+        small = asyncio.create_task(upload(1))
+        with pytest.raises(TooManyUploads, match=r"are 1 MiB together already; send fewer or smaller ones"):
+            await upload(largest)
+        answered.set()
+        while limit.held_bytes:  # although nobody has read an answer yet
+            await asyncio.sleep(0)
+        another = asyncio.create_task(upload(largest))
+        read.set()
+        await asyncio.gather(*slow, small, another)
         assert limit.held_bytes == 0
-        await upload(1000)
 
     asyncio.run(scenario())
+
+
+def test_a_hang_up_is_heard_however_full_it_is():
+    """Whoever watches for it must not be told of uploads instead."""
+    limit = BodyLimit(None, max_bytes=SMALL_BYTES + 1)  # type: ignore[arg-type]
+    limit.held_bytes = 100 * SMALL_BYTES
+    messages = iter([{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}])
+    heard = []
+
+    async def app(scope, receive, send):
+        heard.extend([(await receive())["type"], (await receive())["type"]])
+
+    async def receive():
+        return next(messages)
+
+    limit.app = app
+    asyncio.run(limit({"type": "http", "headers": []}, receive, None))  # type: ignore[arg-type]
+    assert heard == ["http.request", "http.disconnect"]

@@ -80,6 +80,22 @@ def test_a_variable_without_keys_would_leave_the_door_open(monkeypatch, nothing)
         Settings()
 
 
+@pytest.mark.parametrize("key", ["\udcff", "a\nb"])
+def test_a_key_that_no_header_can_carry_is_refused(monkeypatch, tmp_path, key):
+    with pytest.raises(ValidationError, match="no header can carry"):
+        Settings(api_keys=(key,))
+    (tmp_path / "keys").write_text("good\nb\x01d\n")
+    with pytest.raises(ValidationError, match="no header can carry"):
+        Settings(api_keys_file=tmp_path / "keys")
+
+
+@pytest.mark.parametrize("origin", ["viewer.example", "https://viewer.example/", "https://a.example/page"])
+def test_what_no_browser_sends_as_origin_is_refused(origin):
+    with pytest.raises(ValidationError, match="is no origin"):
+        Settings(cors_origins=("https://b.example", origin))
+    assert Settings(cors_origins=("*", "https://a.example:8443", "http://localhost:3000")).cors_origins
+
+
 def test_every_setting_is_described():
     assert all(field.description for field in Settings.model_fields.values())
 
