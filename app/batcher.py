@@ -227,9 +227,9 @@ class Batcher(Generic[Kind, Item, Result]):
                 newest = seconds / len(places)
                 mean = self._seconds_per_item or newest
                 self._seconds_per_item = mean + _NEWEST_WEIGHT * (newest - mean)
-        self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
-        if error is None:
+        if error is None:  # before anybody has the answer, who might look for the call in the metrics
             self._observe(Call(places[0].submission.kind, len(places), seconds))
+        self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
 
 
 def _deliver(
