@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.main import choose_infer_threads
 from app.settings import Settings
 from model.artifact import CorruptArtifact, read_manifest, verify_files
 from model.runtime import ort
@@ -59,7 +60,8 @@ def examine_device(settings: Settings) -> Finding:
 
 def examine_threads(settings: Settings) -> Finding:
     granted = available_cores()
-    most = {"TISSUE_INFER_THREADS": granted + 1, "TISSUE_INTRA_THREADS": granted}  # beyond, they slow each other down
+    # Beyond what the service takes by itself they slow each other down.
+    most = {"TISSUE_INFER_THREADS": choose_infer_threads("cpu", granted), "TISSUE_INTRA_THREADS": granted}
     asked = {"TISSUE_INFER_THREADS": settings.infer_threads or 1, "TISSUE_INTRA_THREADS": settings.intra_threads or 1}
     too_many = [name for name in most if asked[name] > most[name]]
     advice = "; ".join(f"{name} is {asked[name]}: unset it, or take at most {most[name]}" for name in too_many)

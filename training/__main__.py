@@ -114,7 +114,7 @@ def fit_network(config: Config, overrides: Overrides = None, runs: Runs = Path("
 
 @cli.command("cv")
 def cross_validate(config: Config, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
-    """Repeated folds at random and, where slides are known, by slide; a later `fit` takes its figures from here."""
+    """Repeated folds at random and, where slides are known, by slide; a later `fit` with split=all tells these."""
     with plain_errors():
         run = read_config(config, overrides or [], Fit)
         for metric in cross_validate_and_keep(run, runs / run.name, err.print):

@@ -159,9 +159,9 @@ def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) ->
         return remember(find(parts, tiles.classes), train, read(net, train.tiles)[1])
     train, held_out = split(tiles, config)
     features = read(net, train.tiles)[1]
-    if held_out is not None and (folder / "folds").exists():
-        log.warning('the folds in %s are not used: with split = "all" the figures would come from them', folder)
     if held_out is not None:
+        if (folder / "folds").exists():
+            log.warning('the folds in %s are not used: with split = "all" the figures would come from them', folder)
         return remember(
             find([judge_part(PROTOCOLS[config.split], train, held_out, net)], tiles.classes), train, features
         )
