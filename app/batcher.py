@@ -1,8 +1,8 @@
 """Gathers items of many callers into calls of one function, made by a few threads of its own.
 
-Knows neither images nor HTTP. A call starts the moment a thread is idle and takes what is waiting then, so nobody
-waits for a batch to fill; while all threads are busy the queue gathers. The queue is bounded by items, and places in
-it are reserved before the costly preparation of an item starts.
+Knows neither images nor HTTP. A call starts the moment a thread is idle and takes its share of what is waiting then, so
+nobody waits for a batch to fill; while all threads are busy the queue gathers. The queue is bounded by items, and
+places in it are reserved before the costly preparation of an item starts.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -37,7 +37,7 @@ class ShuttingDown(RuntimeError):
 
 
 class CallFailed(RuntimeError):
-    """The call that should have answered raised what is given as the cause."""
+    """The call that should have answered raised, or answered with, what is given as the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +82,22 @@ class _Place(Generic[Kind, Item, Result]):
 
 
 class Batcher(Generic[Kind, Item, Result]):
-    """`run(kind, items, alone)` answers items of one kind, in order; `alone` says that nothing else is going on."""
+    """`run(kind, items, alone)` answers items of one kind, in order; `alone` says that nothing else is going on.
+
+    What it raises fails all of them. An exception among its answers fails that one.
+    """
 
     def __init__(
         self,
-        run: Callable[[Kind, list[Item], bool], Sequence[Result]],
+        run: Callable[[Kind, list[Item], bool], Sequence[Result | Exception]],
         *,
         threads: int,
-        max_batch: int,
+        limits: Mapping[Kind, int],  # the most items of a kind in one call
         max_queue: int,
         observe: Callable[[Call[Kind]], None] = lambda call: None,
     ) -> None:
         self.last_success = -math.inf  # time.monotonic() at the end of the last call that did not fail
-        self.max_batch = max_batch
+        self.limits = limits
         self._run = run
         self._max_queue = max_queue
         self._observe = observe
@@ -190,7 +193,7 @@ class Batcher(Generic[Kind, Item, Result]):
         while taken := self._take():
             places, alone = taken
             started_at = time.monotonic()
-            results: Sequence[Result] = ()
+            results: Sequence[Result | Exception] = ()
             error: Exception | None = None
             try:
                 results = self._run(places[0].submission.kind, [place.item for place in places], alone)
@@ -199,14 +202,19 @@ class Batcher(Generic[Kind, Item, Result]):
             self._finish(places, results, error, started_at)
 
     def _take(self) -> tuple[list[_Place[Kind, Item, Result]], bool] | None:
-        """Waits for work, then takes the oldest item and its followers of the same kind; None when closed."""
+        """Waits for work, then takes the oldest item and its followers of the same kind; None when closed.
+
+        No more than this thread's share: a large call here must not leave the others without work.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed)
             if self._closed:
                 return None
+            share = math.ceil(len(self._queue) / len(self._threads))
             places = [self._queue.popleft()]
             kind = places[0].submission.kind
-            while self._queue and len(places) < self.max_batch and self._queue[0].submission.kind == kind:
+            most = min(share, self.limits[kind])
+            while self._queue and len(places) < most and self._queue[0].submission.kind == kind:
                 places.append(self._queue.popleft())
             self._calls += 1
             return places, self._calls == 1 and not self.waiting
@@ -214,27 +222,28 @@ class Batcher(Generic[Kind, Item, Result]):
     def _finish(
         self,
         places: list[_Place[Kind, Item, Result]],
-        results: Sequence[Result],
+        results: Sequence[Result | Exception],
         error: Exception | None,
         started_at: float,
     ) -> None:
         finished_at = time.monotonic()
         seconds = finished_at - started_at
+        has_answered = any(not isinstance(result, Exception) for result in results)
         with self._changed:
             self._calls -= 1
-            if error is None:
+            if has_answered:
                 self.last_success = finished_at
                 newest = seconds / len(places)
                 mean = self._seconds_per_item or newest
                 self._seconds_per_item = mean + _NEWEST_WEIGHT * (newest - mean)
-        if error is None:  # before anybody has the answer, who might look for the call in the metrics
+        if has_answered:  # before anybody has the answer, who might look for the call in the metrics
             self._observe(Call(places[0].submission.kind, len(places), seconds))
         self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
 
 
 def _deliver(
     places: list[_Place[Kind, Item, Result]],
-    results: Sequence[Result],
+    results: Sequence[Result | Exception],
     error: Exception | None,
     started_at: float,
     finished_at: float,
@@ -245,12 +254,13 @@ def _deliver(
         submission = place.submission
         submission.started_at = min(submission.started_at, started_at)
         submission.finished_at = finished_at
-        if error is not None:
+        result = error or results[position]
+        if isinstance(result, Exception):
             failure = CallFailed(f"a call with {len(places)} items failed")
-            failure.__cause__ = error  # one exception a waiter: each adds its own traceback
+            failure.__cause__ = result  # one failure a waiter: each adds its own traceback
             _settle(submission.done, failure)
             continue
-        submission.results[place.index] = results[position]
+        submission.results[place.index] = result
         if len(submission.results) == submission.size:
             _settle(submission.done, None)
 

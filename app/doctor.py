@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.main import choose_infer_threads
 from app.settings import Settings
 from model.artifact import CorruptArtifact, read_manifest, verify_files
 from model.runtime import ort
@@ -60,11 +59,9 @@ def examine_device(settings: Settings) -> Finding:
 
 def examine_threads(settings: Settings) -> Finding:
     granted = available_cores()
-    # Beyond what the service takes by itself they slow each other down.
-    most = {"TISSUE_INFER_THREADS": choose_infer_threads("cpu", granted), "TISSUE_INTRA_THREADS": granted}
     asked = {"TISSUE_INFER_THREADS": settings.infer_threads or 1, "TISSUE_INTRA_THREADS": settings.intra_threads or 1}
-    too_many = [name for name in most if asked[name] > most[name]]
-    advice = "; ".join(f"{name} is {asked[name]}: unset it, or take at most {most[name]}" for name in too_many)
+    too_many = [name for name in asked if asked[name] > granted]  # they would slow each other down
+    advice = "; ".join(f"{name} is {asked[name]}: unset it, or take at most {granted}" for name in too_many)
     return Finding("threads", f"{granted} of the machine's {os.cpu_count()} cores granted", advice)
 
 

@@ -35,11 +35,11 @@ from app.errors import KINDS, respond
 from app.memory import give_back_what_is_free
 from app.metrics import Metrics
 from app.middleware import STATIC, BodyLimit, KeyCheck, LastResort, SecurityHeaders, Tracing
-from app.service import Graph, Item, Service, answer_questions
+from app.service import ERRANDS, Item, Service, Work, answer_questions
 from app.settings import Settings
 from app.workers import STARTUP_FAILED, supervise
 from model.artifact import CorruptArtifact
-from model.session import CUDA_BATCHES, Classifier, Device, DeviceUnavailable, available_cores, open_classifier
+from model.session import CUDA_BATCHES, Classifier, DeviceUnavailable, available_cores, open_classifier
 
 log = logging.getLogger("tissue")
 
@@ -131,10 +131,10 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         )
         max_batch = choose_max_batch(settings, classifier)
         await asyncio.to_thread(warm, classifier, max_batch)
-        batcher: Batcher[Graph, Item, Any] = Batcher(
+        batcher: Batcher[Work, Item, Any] = Batcher(
             answer_questions(classifier),
-            threads=settings.infer_threads or choose_infer_threads(classifier.device, cores),
-            max_batch=max_batch,
+            threads=settings.infer_threads or (1 if classifier.device == "cuda" else cores),
+            limits={"predict": max_batch, "explain": max_batch, "errand": ERRANDS},
             max_queue=settings.max_queue,
             observe=lambda call: count_call(metrics, call),
         )
@@ -151,14 +151,6 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
             decoders.shutdown(cancel_futures=True)
 
     return lifespan
-
-
-def choose_infer_threads(device: Device, cores: int) -> int:
-    """One more than there are cores: while one waits for the interpreter, another keeps its core busy.
-
-    A lone core is never idle for that: who has the interpreter runs on it.
-    """
-    return 1 if device == "cuda" or cores == 1 else cores + 1
 
 
 def choose_max_batch(settings: Settings, classifier: Classifier) -> int:
@@ -179,9 +171,14 @@ def warm(classifier: Classifier, max_batch: int) -> None:
         classifier.explain(tiles)
 
 
-def count_call(metrics: Metrics, call: Call[Graph]) -> None:
-    metrics.call_seconds.labels(call.kind).observe(call.seconds)
-    metrics.call_tiles.labels(call.kind).observe(call.items)
+def count_call(metrics: Metrics, call: Call[Work]) -> None:
+    if call.kind != "errand":
+        metrics.call_seconds.labels(call.kind).observe(call.seconds)
+        metrics.call_tiles.labels(call.kind).observe(call.items)
+        return
+    for _ in range(call.items):  # the model was called for each
+        metrics.call_seconds.labels("predict").observe(call.seconds / call.items)
+        metrics.call_tiles.labels("predict").observe(1)
 
 
 class Protocol(HttpToolsProtocol):

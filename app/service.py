@@ -27,6 +27,7 @@ from model.pixels import ImageRefused, ImageTooLarge, check_mpp
 from model.session import Classifier, Explanations, Predictions
 
 Graph = Literal["predict", "explain"]
+Work = Literal[Graph, "errand"]
 T = TypeVar("T")
 
 # Up to these sizes a picture is read by the thread that then calls the model: handing it over would cost more than
@@ -34,6 +35,9 @@ T = TypeVar("T")
 # pixels; those that do have waited in vain, and wait again.
 SMALL_BYTES = 1 << 17
 SMALL_MEGAPIXELS = 1.0
+# So many such pictures a thread takes on at once where a crowd waits: what it does beside the model's calls then finds
+# its code and data in the caches, where a call leaves nothing else behind.
+ERRANDS = 8
 
 PROBE_EVERY_S = 10  # a model call as recent as this shows that the device works
 PROBE_WITHIN_S = 5
@@ -57,9 +61,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """A small picture that the thread which calls the model also reads and answers for. Always alone in its call."""
+    """A small picture that the thread which calls the model also reads and answers for."""
 
-    run: Callable[[bool], Any]  # told whether nothing else is going on
+    read: Callable[[], Sample]
+    answer: Callable[[Sample, list[Predictions]], Any]
+    trace: Trace  # of its own: the thread must not write into one that others use
 
 
 Item = Question | Errand
@@ -77,19 +83,49 @@ class MapOptions:
 
 def answer_questions(
     classifier: Classifier,
-) -> Callable[[Graph, list[Item], bool], Sequence[Any]]:
-    """The batcher's `run`: one model call."""
+) -> Callable[[Work, list[Item], bool], Sequence[Any]]:
+    """The batcher's `run`: one model call, or one for each errand."""
 
-    def run(graph: Graph, items: list[Item], alone: bool) -> Sequence[Any]:
-        if isinstance(items[0], Errand):
-            return [items[0].run(alone)]
+    def run(work: Work, items: list[Item], alone: bool) -> Sequence[Any]:
+        if work == "errand":
+            return run_errands(classifier, [item for item in items if isinstance(item, Errand)], alone)
         questions = [item for item in items if isinstance(item, Question)]
         tiles = questions[0].pixels[None] if len(questions) == 1 else np.stack([q.pixels for q in questions])
-        if graph == "predict":
+        if work == "predict":
             return split(classifier.predict(tiles, alone=alone))
         return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid)))
 
     return run
+
+
+def run_errands(classifier: Classifier, errands: list[Errand], alone: bool) -> list[Any]:
+    """The model gets one at a time, so that no answer depends on its neighbours; nor does any fail with them."""
+
+    def read(errand: Errand) -> Sample:
+        with errand.trace.measure("decode"):
+            return errand.read()
+
+    def ask(errand: Errand, sample: Sample) -> Predictions:
+        with errand.trace.measure("infer"):
+            return classifier.predict(sample.tile.pixels[None], alone=alone)
+
+    def answer(errand: Errand, sample: Sample, predictions: Predictions) -> Any:
+        return errand.answer(sample, [predictions])
+
+    samples = [attempt(read, errand) for errand in errands]
+    predictions = [attempt(ask, *given) for given in zip(errands, samples, strict=True)]
+    return [attempt(answer, *given) for given in zip(errands, samples, predictions, strict=True)]
+
+
+def attempt(step: Callable[..., T], *given: Any) -> T | Exception:
+    """What the step gives or raises; where an earlier one has raised, that."""
+    for one in given:
+        if isinstance(one, Exception):
+            return one
+    try:
+        return step(*given)
+    except Exception as error:  # whatever it is, it belongs to one of several senders
+        return error
 
 
 def gather_keeps(questions: list[Question], grid: int) -> NDArray[np.bool_]:
@@ -110,7 +146,7 @@ class Service:
         self,
         settings: Settings,
         classifier: Classifier,
-        batcher: Batcher[Graph, Item, Any],
+        batcher: Batcher[Work, Item, Any],
         decoders: ThreadPoolExecutor,
         metrics: Metrics,
     ) -> None:
@@ -121,7 +157,7 @@ class Service:
         self.deadline_s = settings.deadline_ms / 1000
         self.batcher = batcher
         # Beside a GPU call there are cores to read with, and a batch must not wait for one of its pictures.
-        self._runs_errands = classifier.device == "cpu" and batcher.max_batch == 1
+        self._runs_errands = classifier.device == "cpu" and batcher.limits["predict"] == 1
         self._palette = classifier.reference.palette if classifier.reference else None
         self._decoders = decoders
         self._metrics = metrics
@@ -264,25 +300,18 @@ class Service:
         self, data: bytes, trace: Trace, mpp: float | None, answer: Callable[[Sample, list[Predictions]], T]
     ) -> T:
         limit = min(SMALL_MEGAPIXELS, self.settings.max_megapixels)
-        errand = Trace(trace.request_id)  # of its own: the thread must not write into one that others use
-
-        def run(alone: bool) -> T:
-            with errand.measure("decode"):
-                sample = self._read(data, mpp, limit)
-            with errand.measure("infer"):
-                predictions = self.classifier.predict(sample.tile.pixels[None], alone=alone)
-            return answer(sample, [predictions])
-
+        errand = Errand(lambda: self._read(data, mpp, limit), answer, Trace(trace.request_id))
         with self._reserve(1) as reservation:
             try:
-                found = await self.batcher.submit(reservation, "predict", [Errand(run)])
-                trace.add("queue", found.queue_s)
+                found = await self.batcher.submit(reservation, "errand", [errand])
+                own_s = sum(errand.trace.stages_s.values())
+                trace.add("queue", found.queue_s + found.infer_s - own_s)  # errands at its side included
             except CallFailed as failure:
                 if isinstance(failure.__cause__, ImageRefused):
                     raise failure.__cause__ from None
                 raise
             finally:
-                for stage, seconds in dict(errand.stages_s).items():  # after a hang-up it is still being written
+                for stage, seconds in dict(errand.trace.stages_s).items():  # after a hang-up it is still being written
                     trace.add(stage, seconds)
         answered: T = found.results[0]
         return answered

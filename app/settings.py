@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Model calls at a time. Unset: one more than granted cores, 1 on a single core or a GPU.",
+        description="Model calls at a time. Unset: as many as granted cores, 1 on a GPU.",
     )
     intra_threads: int | None = Field(
         None,

@@ -3,24 +3,26 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from app.batcher import Batcher, Call, CallFailed, QueueFull, ShuttingDown
 
+Answering = Callable[[list[int]], Sequence[int | Exception]]
+
 
 class Gate:
     """A `run` that records its calls and holds each one until it is let go."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[[list[int]], list[int]] | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, answer: Answering | None = None) -> None:
         self.calls: list[tuple[str, list[int], bool]] = []
         self._answer = answer or (lambda items: [item * 10 for item in items])
         self._permits = threading.Semaphore(0)
         self._loop = loop
         self._entered: asyncio.Queue[list[int]] = asyncio.Queue()
 
-    def __call__(self, kind: str, items: list[int], alone: bool) -> list[int]:
+    def __call__(self, kind: str, items: list[int], alone: bool) -> Sequence[int | Exception]:
         self.calls.append((kind, items, alone))
         self._loop.call_soon_threadsafe(self._entered.put_nowait, items)
         assert self._permits.acquire(timeout=10)
@@ -34,11 +36,18 @@ class Gate:
 
 
 class Rig:
-    def __init__(self, answer: Callable[[list[int]], list[int]] | None = None, **sizes: int) -> None:
+    def __init__(
+        self, answer: Answering | None = None, *, threads: int = 1, max_batch: int = 4, max_queue: int = 8
+    ) -> None:
         self.gate = Gate(asyncio.get_running_loop(), answer)
         self.observed: list[Call[str]] = []
-        sizes = {"threads": 1, "max_batch": 4, "max_queue": 8} | sizes
-        self.batcher: Batcher[str, int, int] = Batcher(self.gate, observe=self.observed.append, **sizes)
+        self.batcher: Batcher[str, int, int] = Batcher(
+            self.gate,
+            threads=threads,
+            limits={"a": max_batch, "b": 2},
+            max_queue=max_queue,
+            observe=self.observed.append,
+        )
 
     async def __aenter__(self) -> "Rig":
         return self
@@ -80,12 +89,12 @@ def test_only_one_kind_in_a_call() -> None:
         async with Rig() as rig:
             tasks = [rig.start(1)]
             await rig.gate.entered()
-            tasks += [rig.start(2), rig.start(3, kind="b"), rig.start(4, kind="b"), rig.start(5)]
+            tasks += [rig.start(2), rig.start(3, 4, 5, kind="b"), rig.start(6)]
             await step()
             rig.gate.let_go()
             await asyncio.gather(*tasks)
             calls = [(kind, items) for kind, items, _ in rig.gate.calls]
-            assert calls == [("a", [1]), ("a", [2]), ("b", [3, 4]), ("a", [5])]
+            assert calls == [("a", [1]), ("a", [2]), ("b", [3, 4]), ("b", [5]), ("a", [6])]
 
     asyncio.run(scenario())
 
@@ -115,6 +124,22 @@ def test_as_many_calls_at_a_time_as_threads() -> None:
             assert len(rig.gate.calls) == 2
             rig.gate.let_go()
             assert await task == [10, 20, 30]
+
+    asyncio.run(scenario())
+
+
+def test_a_call_takes_no_more_than_its_threads_share() -> None:
+    async def scenario() -> None:
+        async with Rig(threads=2) as rig:
+            busy = rig.start(1, 2)
+            await rig.gate.entered()
+            await rig.gate.entered()
+            waiting = rig.start(3, 4, 5)
+            await step()
+            rig.gate.let_go(2)
+            assert sorted([await rig.gate.entered(), await rig.gate.entered()]) == [[3, 4], [5]]
+            rig.gate.let_go()
+            assert await busy == [10, 20] and await waiting == [30, 40, 50]
 
     asyncio.run(scenario())
 
@@ -169,6 +194,29 @@ def test_an_error_reaches_exactly_the_waiters_of_its_call() -> None:
             assert isinstance(third, CallFailed) and third is not second
             assert (first, fourth) == ([10], [40])
             assert await rig.ask(5) == [50]
+
+    asyncio.run(scenario())
+
+
+def test_an_error_among_the_answers_reaches_one_waiter() -> None:
+    def refuse_two(items: list[int]) -> list[int | Exception]:
+        return [ArithmeticError("two") if item == 2 else item * 10 for item in items]
+
+    async def scenario() -> None:
+        async with Rig(refuse_two) as rig:
+            tasks = [rig.start(1)]
+            await rig.gate.entered()
+            tasks += [rig.start(2), rig.start(3)]
+            await step()
+            rig.gate.let_go()
+            first, second, third = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(second, CallFailed) and isinstance(second.__cause__, ArithmeticError)
+            assert (first, third) == ([10], [30])
+            answered_at = rig.batcher.last_success
+            with pytest.raises(CallFailed):
+                await rig.ask(2)
+            assert rig.batcher.last_success == answered_at
+        assert [(call.kind, call.items) for call in rig.observed] == [("a", 1), ("a", 2)]
 
     asyncio.run(scenario())
 

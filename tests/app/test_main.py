@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.main import HEAD_BYTES, Protocol, bind, choose_infer_threads, choose_max_batch, is_loopback
+from app.main import HEAD_BYTES, Protocol, bind, choose_max_batch, is_loopback
 from app.settings import Settings
 from model.session import open_classifier
 from tests.app import conftest
@@ -374,9 +374,3 @@ def test_an_upload_that_never_ends_is_told_of_the_end(tiny_artifact):
             assert answer.status == 503 and json.loads(answer.read())["code"] == "shutting_down"
         assert process.wait() == 0
         assert [entry["status"] for entry in process.find("request")] == [503]
-
-
-def test_a_thread_more_than_cores_calls_the_model_unless_nothing_could_be_idle():
-    assert choose_infer_threads("cpu", 2) == 3
-    assert choose_infer_threads("cpu", 1) == 1
-    assert choose_infer_threads("cuda", 8) == 1
