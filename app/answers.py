@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from app import schemas
 from app.maps import Drawable
 from app.samples import Sample
-from model.artifact import Manifest
+from model.artifact import Manifest, Precision
 from model.scope import judge
 from model.session import Classifier
 
@@ -19,14 +19,14 @@ class CoverageUnavailable(ValueError):
     pass
 
 
-def describe_model(classifier: Classifier) -> schemas.Model:
+def describe_model(classifier: Classifier, precision: Precision) -> schemas.Model:
     manifest = classifier.manifest
     return schemas.Model(
         name=manifest.name,
         version=manifest.version,
         digest=classifier.digest,
         device=classifier.device,
-        precision=classifier.precision,
+        precision=precision,
     )
 
 
@@ -145,7 +145,8 @@ def describe_attention(
     )
 
 
-def write_caption(drawable: Drawable, prediction: schemas.Prediction, model: schemas.Model) -> str:
+def write_caption(drawable: Drawable, prediction: schemas.Prediction) -> str:
+    model = prediction.model
     parts: list[str] = [drawable.method]
     if drawable.layer is not None:
         parts.append(f"layer {drawable.layer}")

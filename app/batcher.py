@@ -41,15 +41,6 @@ class CallFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[Kind]):
-    """What one call took, for whoever keeps count."""
-
-    kind: Kind
-    items: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Answer(Generic[Result]):
     results: list[Result]  # in the order of the items
     queue_s: float  # from submission to the start of the first call
@@ -94,13 +85,11 @@ class Batcher(Generic[Kind, Item, Result]):
         threads: int,
         limits: Mapping[Kind, int],  # the most items of a kind in one call
         max_queue: int,
-        observe: Callable[[Call[Kind]], None] = lambda call: None,
     ) -> None:
         self.last_success = -math.inf  # time.monotonic() at the end of the last call that did not fail
         self.limits = limits
         self._run = run
         self._max_queue = max_queue
-        self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._submissions: set[_Submission[Kind, Result]] = set()  # this and the next two: only the event loop writes
         self._reserved = 0
@@ -236,8 +225,6 @@ class Batcher(Generic[Kind, Item, Result]):
                 newest = seconds / len(places)
                 mean = self._seconds_per_item or newest
                 self._seconds_per_item = mean + _NEWEST_WEIGHT * (newest - mean)
-        if has_answered:  # before anybody has the answer, who might look for the call in the metrics
-            self._observe(Call(places[0].submission.kind, len(places), seconds))
         self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
 
 

@@ -30,12 +30,12 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import docs, logs, routes
-from app.batcher import Batcher, Call
+from app.batcher import Batcher
 from app.errors import KINDS, respond
 from app.memory import give_back_what_is_free
 from app.metrics import Metrics
 from app.middleware import STATIC, BodyLimit, KeyCheck, LastResort, SecurityHeaders, Tracing
-from app.service import ERRANDS, Item, Service, Work, answer_questions
+from app.service import ERRANDS, Item, ModelCall, Service, Work, answer_questions
 from app.settings import Settings
 from app.workers import STARTUP_FAILED, supervise
 from model.artifact import CorruptArtifact
@@ -132,11 +132,10 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         max_batch = choose_max_batch(settings, classifier)
         await asyncio.to_thread(warm, classifier, max_batch)
         batcher: Batcher[Work, Item, Any] = Batcher(
-            answer_questions(classifier),
+            answer_questions(classifier, lambda call: count_call(metrics, call)),
             threads=settings.infer_threads or (1 if classifier.device == "cuda" else cores),
             limits={"predict": max_batch, "explain": max_batch, "errand": ERRANDS},
             max_queue=settings.max_queue,
-            observe=lambda call: count_call(metrics, call),
         )
         decoders = ThreadPoolExecutor(settings.decode_threads or cores, "decode")
         app.state.service = service = Service(settings, classifier, batcher, decoders, metrics)
@@ -171,14 +170,9 @@ def warm(classifier: Classifier, max_batch: int) -> None:
         classifier.explain(tiles)
 
 
-def count_call(metrics: Metrics, call: Call[Work]) -> None:
-    if call.kind != "errand":
-        metrics.call_seconds.labels(call.kind).observe(call.seconds)
-        metrics.call_tiles.labels(call.kind).observe(call.items)
-        return
-    for _ in range(call.items):  # the model was called for each
-        metrics.call_seconds.labels("predict").observe(call.seconds / call.items)
-        metrics.call_tiles.labels("predict").observe(1)
+def count_call(metrics: Metrics, call: ModelCall) -> None:
+    metrics.call_seconds.labels(call.graph).observe(call.seconds)
+    metrics.call_tiles.labels(call.graph).observe(call.tiles)
 
 
 class Protocol(HttpToolsProtocol):
@@ -198,7 +192,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._silence = self.loop.call_later(HEAD_S, transport.close)
+        self._await_head()
 
     def data_received(self, data: bytes) -> None:
         if self._is_between_requests:
@@ -218,13 +212,12 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._is_between_requests = False
+        self._await_head()  # which may be half of one, behind another request
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._unparsed_bytes = 0
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+        self._stop_awaiting_head()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -244,10 +237,18 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
+        self._stop_awaiting_head()
         self._cancel_stall()
         super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._stop_awaiting_head()
+        self._silence = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _stop_awaiting_head(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
 
     def _cancel_stall(self) -> None:
         if self._stall is not None:

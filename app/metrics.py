@@ -46,7 +46,7 @@ class Metrics:
         )
         self.call_seconds = Histogram(
             "tissue_model_call_seconds",
-            "Time of one model call; with the reading of its picture where that is small.",
+            "Time of one model call.",
             ["graph"],
             buckets=_SECONDS,
             registry=registry,

@@ -26,7 +26,7 @@ PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their l
 GUARDED = ("/model", "/metrics")  # and every POST
 STATIC = "/static/"
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
-SMALL_BYTES = 1 << 17
+UNCOUNTED_BYTES = 1 << 17
 
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -243,7 +243,7 @@ class BodyLimit:
     def _check(self, size: int) -> None:
         if size > self.max_bytes:
             raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {self.max_bytes}")
-        if size > SMALL_BYTES and self.held_bytes > self.max_held_bytes:
+        if size > UNCOUNTED_BYTES and self.held_bytes > self.max_held_bytes:
             raise TooManyUploads(
                 f"the bodies in hand are {self.max_held_bytes / 2**20:.3g} MiB together already; send fewer or smaller "
                 "ones at once"

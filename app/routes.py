@@ -162,7 +162,7 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
             upload.data, trace, wanted, mpp=options.mpp, tta=options.tta, coverage=options.coverage
         )
         if media_type == PNG:
-            caption = write_caption(drawable, prediction, service.model)
+            caption = write_caption(drawable, prediction)
             tile_mpp = find_tile_mpp(sample, service.manifest.tile_mpp)
             body = await service.render(lambda: draw(drawable, sample, caption, tile_mpp, options), trace)
         elif media_type == NPY:
@@ -173,16 +173,22 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
 
 
 def choose_map_options(options: schemas.AttentionOptions, default: Method) -> MapOptions:
-    if options.tta and default == "occlusion":
-        default = "evidence"  # occlusion isn't merged over views; whoever asks for both by name is told so
     return MapOptions(
-        method=options.method or default,
+        method=options.method or choose_method(options, default),
         target=options.target,
         layer=options.layer,
         head=options.head,
         masks=options.masks,
         heads_layout=options.layout == "heads",
     )
+
+
+def choose_method(options: schemas.AttentionOptions, default: Method) -> Method:
+    if options.layer is not None or options.head != "mean" or options.layout == "heads":
+        return "attention"
+    if options.tta and default == "occlusion":
+        return "evidence"  # occlusion isn't merged over views; whoever asks for both by name is told so
+    return default
 
 
 def find_tile_mpp(sample: Sample, usual: float) -> float | None:

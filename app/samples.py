@@ -1,4 +1,7 @@
-"""Image bytes in, and all that is known of the picture before the model sees it. Runs in a decoding thread."""
+"""Image bytes in, and all that is known of the picture before the model sees it.
+
+Runs in a decoding thread, or in one that calls the model.
+"""
 
 import hashlib
 from dataclasses import dataclass

@@ -31,10 +31,10 @@ Work = Literal[Graph, "errand"]
 T = TypeVar("T")
 
 # Up to these sizes a picture is read by the thread that then calls the model: handing it over would cost more than
-# reading it. Whatever is larger could make others wait, and is read beside the model. So few bytes seldom hold more
-# pixels; those that do have waited in vain, and wait again.
+# reading it, which takes less than a model call in any format. What is larger could make others wait, and is read
+# beside the model. So few bytes seldom hold more pixels; those that do have waited in vain, and wait again.
 SMALL_BYTES = 1 << 17
-SMALL_MEGAPIXELS = 1.0
+SMALL_MEGAPIXELS = 0.3
 # So many such pictures a thread takes on at once where a crowd waits: what it does beside the model's calls then finds
 # its code and data in the caches, where a call leaves nothing else behind.
 ERRANDS = 8
@@ -51,6 +51,10 @@ class UnsuitableOptions(ValueError):
     pass
 
 
+class SenderGone(Exception):
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One tile for the model, and for the explain graph the patches that it may see."""
@@ -59,16 +63,33 @@ class Question:
     keep: NDArray[np.bool_] | None = None  # (G*G,)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Errand:
     """A small picture that the thread which calls the model also reads and answers for."""
 
     read: Callable[[], Sample]
     answer: Callable[[Sample, list[Predictions]], Any]
     trace: Trace  # of its own: the thread must not write into one that others use
+    is_wanted: bool = True  # False once its sender has gone
+
+    def check_wanted(self) -> None:
+        if not self.is_wanted:
+            raise SenderGone
 
 
 Item = Question | Errand
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What one call of the model took, for whoever keeps count."""
+
+    graph: Graph
+    tiles: int
+    seconds: float
+
+
+Observe = Callable[[ModelCall], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +102,45 @@ class MapOptions:
     heads_layout: bool
 
 
-def answer_questions(
-    classifier: Classifier,
-) -> Callable[[Work, list[Item], bool], Sequence[Any]]:
+def answer_questions(classifier: Classifier, observe: Observe) -> Callable[[Work, list[Item], bool], Sequence[Any]]:
     """The batcher's `run`: one model call, or one for each errand."""
 
     def run(work: Work, items: list[Item], alone: bool) -> Sequence[Any]:
         if work == "errand":
-            return run_errands(classifier, [item for item in items if isinstance(item, Errand)], alone)
+            return run_errands(classifier, observe, [item for item in items if isinstance(item, Errand)], alone)
         questions = [item for item in items if isinstance(item, Question)]
         tiles = questions[0].pixels[None] if len(questions) == 1 else np.stack([q.pixels for q in questions])
-        if work == "predict":
-            return split(classifier.predict(tiles, alone=alone))
-        return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid)))
+        with observing(observe, work, len(tiles)):
+            if work == "predict":
+                return split(classifier.predict(tiles, alone=alone))
+            return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid)))
 
     return run
 
 
-def run_errands(classifier: Classifier, errands: list[Errand], alone: bool) -> list[Any]:
+@contextmanager
+def observing(observe: Observe, graph: Graph, tiles: int) -> Iterator[None]:
+    """A call that fails isn't counted."""
+    started_at = time.monotonic()
+    yield
+    observe(ModelCall(graph, tiles, time.monotonic() - started_at))
+
+
+def run_errands(classifier: Classifier, observe: Observe, errands: list[Errand], alone: bool) -> list[Any]:
     """The model gets one at a time, so that no answer depends on its neighbours; nor does any fail with them."""
 
     def read(errand: Errand) -> Sample:
+        errand.check_wanted()
         with errand.trace.measure("decode"):
             return errand.read()
 
     def ask(errand: Errand, sample: Sample) -> Predictions:
-        with errand.trace.measure("infer"):
+        errand.check_wanted()
+        with errand.trace.measure("infer"), observing(observe, "predict", 1):
             return classifier.predict(sample.tile.pixels[None], alone=alone)
 
     def answer(errand: Errand, sample: Sample, predictions: Predictions) -> Any:
+        errand.check_wanted()  # or an answer that nobody had would count among the predictions given
         return errand.answer(sample, [predictions])
 
     samples = [attempt(read, errand) for errand in errands]
@@ -153,7 +184,8 @@ class Service:
         self.settings = settings
         self.classifier = classifier
         self.manifest = classifier.manifest
-        self.model = describe_model(classifier)
+        self.model = describe_model(classifier, classifier.precision)
+        self._explaining_model = describe_model(classifier, classifier.explain_precision)
         self.deadline_s = settings.deadline_ms / 1000
         self.batcher = batcher
         # Beside a GPU call there are cores to read with, and a batch must not wait for one of its pictures.
@@ -311,6 +343,7 @@ class Service:
                     raise failure.__cause__ from None
                 raise
             finally:
+                errand.is_wanted = False
                 for stage, seconds in dict(errand.trace.stages_s).items():  # after a hang-up it is still being written
                     trace.add(stage, seconds)
         answered: T = found.results[0]
@@ -336,7 +369,8 @@ class Service:
         # Of the tile as it came, not of its views: the limit was fitted on such.
         reference = self.classifier.reference
         distance = float(reference.cloud.distance(answers[0].features)[0]) if reference else None
-        prediction = describe_prediction(sample, probabilities, self.manifest, self.model, coverage, distance)
+        model = self._explaining_model if isinstance(answers[0], Explanations) else self.model
+        prediction = describe_prediction(sample, probabilities, self.manifest, model, coverage, distance)
         self._metrics.verdicts.labels(prediction.label, prediction.verdict).inc()
         return prediction
 

@@ -1,10 +1,11 @@
-"""Several processes that answer on one listening socket, watched by a parent that loads no model itself."""
+"""Several processes that answer on one port, watched by a parent that loads no model itself."""
 
 import logging
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -25,11 +26,17 @@ Work = Callable[[Settings, socket.socket], None]
 STARTUP_FAILED = 3  # exit status of a worker that would fail the same way again
 SHORTEST_LIFE_S = 1.0  # a worker that dies sooner is replaced no faster than this
 
+# Linux spreads connections over all sockets that listen on one port. Of a socket that all share, whoever is awake takes
+# all that wait, and the others idle. Elsewhere only the last to listen would get any.
+SPREADS = sys.platform == "linux"
+
 _spawn = multiprocessing.get_context("spawn")  # a fork would copy locks and threads of libraries
 
 
 def supervise(settings: Settings, listener: socket.socket, work: Work) -> None:
     """Keeps `settings.workers` processes running until SIGTERM or Ctrl-C; each runs `work`."""
+    if SPREADS:  # set after it was bound, so that a port that somebody else listens on was refused
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     with tempfile.TemporaryDirectory(prefix="tissue-metrics-") as folder:
         os.environ[FOLDER_VARIABLE] = folder  # read by the workers when they import prometheus-client
         family = Family(settings, listener, work, folder)
@@ -101,4 +108,12 @@ def follow_parent(work: Work, settings: Settings, listener: socket.socket) -> No
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    work(settings, listener)
+    work(settings, bind_beside(listener) if SPREADS else listener)
+
+
+def bind_beside(listener: socket.socket) -> socket.socket:
+    own = socket.socket(listener.family)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        own.setsockopt(socket.SOL_SOCKET, option, 1)
+    own.bind(listener.getsockname())
+    return own

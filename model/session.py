@@ -30,6 +30,8 @@ CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _state = ort.capi.onnxruntime_pybind11_state
 UNREADABLE = (_state.InvalidGraph, _state.InvalidProtobuf, _state.InvalidArgument, _state.NotImplemented, _state.Fail)
 
+WITHOUT_GPU = "`tissue doctor` says more; TISSUE_DEVICE=cpu does without"
+
 log = logging.getLogger(__name__)
 
 
@@ -70,7 +72,8 @@ class Classifier:
     manifest: Manifest
     digest: str  # sha256 of the manifest, which lists the sha256 of all else
     device: Device
-    precision: Precision
+    precision: Precision  # of the predict graph
+    explain_precision: Precision
     intra_threads: int
     reference: Reference | None  # None where the artefact has none
     _predict: Sessions
@@ -125,12 +128,14 @@ def open_classifier(
     threads = intra_threads or available_cores()
     predict = path / manifest.file("predict", precision).path
     # int8 is for speed; a map is asked for to be looked at, and there is no int8 of it
-    explain = path / manifest.file("explain", "fp16" if precision == "fp16" else "fp32").path
+    explain_precision: Precision = "fp16" if precision == "fp16" else "fp32"
+    explain = path / manifest.file("explain", explain_precision).path
     classifier = Classifier(
         manifest,
         digest(path / MANIFEST),
         chosen,
         precision,
+        explain_precision,
         threads,
         read_reference(path / manifest.file("reference").path, manifest.feature_width)
         if manifest.has("reference")
@@ -165,18 +170,21 @@ def open_session(path: Path, device: Device, threads: int) -> ort.InferenceSessi
 
 
 def open_cuda_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    with redirect_stdout(sys.stderr):  # it tells what it doesn't find on stdout, where answers may be going
-        ort.preload_dlls()  # the CUDA libraries that pip installed, where there are any
     cuda = (
         "CUDAExecutionProvider",
         {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
     )
-    session = ort.InferenceSession(path, options, providers=[cuda, "CPUExecutionProvider"])
+    try:
+        with redirect_stdout(sys.stderr):  # it tells what it doesn't find on stdout, where answers may be going
+            ort.preload_dlls()  # the CUDA libraries that pip installed, where there are any
+        session = ort.InferenceSession(path, options, providers=[cuda, "CPUExecutionProvider"])
+    except Exception as error:  # too old, or full; the graph itself was found to be what the manifest lists
+        raise DeviceUnavailable(f"the GPU could not take {path}: {error}. {WITHOUT_GPU}") from error
     session.disable_fallback()
     if session.get_providers()[0] != "CUDAExecutionProvider":  # never silently on the CPU
         raise DeviceUnavailable(
             f"there is no CUDA for onnxruntime {ort.__version__}, which could only load {session.get_providers()}: "
-            "pip install 'tissue[cuda]' brings its libraries, `tissue doctor` says more, TISSUE_DEVICE=cpu does without"
+            f"pip install 'tissue[cuda]' brings its libraries. {WITHOUT_GPU}"
         )
     return session
 
@@ -202,6 +210,8 @@ def check_shapes(classifier: Classifier) -> None:
     try:
         predicted, explained = classifier.predict(tiles), classifier.explain(tiles)
     except Exception as error:  # a graph with other inputs; onnxruntime has many classes for it
+        if classifier.device == "cuda":
+            raise DeviceUnavailable(f"the GPU could not run {m.name}: {error}. {WITHOUT_GPU}") from error
         raise CorruptArtifact(f"{m.name} does not take tiles {tiles.shape} as its manifest says: {error}") from error
     expected = {
         "logits": (2, k),
@@ -234,12 +244,14 @@ def check_golden(classifier: Classifier, tile: Tiles) -> None:
     """The one tile whose answer is known must be answered so here, on this device, in this precision."""
     golden = classifier.manifest.golden
     expected = np.array(golden.probabilities)
-    tolerance = golden.tolerance[classifier.precision]
-    for graph, answer in (("predict", classifier.predict(tile)), ("explain", classifier.explain(tile))):
-        found = answer.probabilities[0]
+    for graph, precision, answer in (
+        ("predict", classifier.precision, classifier.predict(tile)),
+        ("explain", classifier.explain_precision, classifier.explain(tile)),
+    ):
+        found, tolerance = answer.probabilities[0], golden.tolerance[precision]
         if not np.abs(found - expected).max() <= tolerance:  # `not <=` so that nan is refused as well
             raise CorruptArtifact(
-                f"the golden tile is answered wrongly by {graph} in {classifier.precision} on {classifier.device}: "
+                f"the golden tile is answered wrongly by {graph} in {precision} on {classifier.device}: "
                 f"expected {expected.round(4).tolist()} within {tolerance}, found {found.round(4).tolist()}; "
                 "another precision or device may do"
             )

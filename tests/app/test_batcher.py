@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from app.batcher import Batcher, Call, CallFailed, QueueFull, ShuttingDown
+from app.batcher import Batcher, CallFailed, QueueFull, ShuttingDown
 
 Answering = Callable[[list[int]], Sequence[int | Exception]]
 
@@ -40,13 +40,11 @@ class Rig:
         self, answer: Answering | None = None, *, threads: int = 1, max_batch: int = 4, max_queue: int = 8
     ) -> None:
         self.gate = Gate(asyncio.get_running_loop(), answer)
-        self.observed: list[Call[str]] = []
         self.batcher: Batcher[str, int, int] = Batcher(
             self.gate,
             threads=threads,
             limits={"a": max_batch, "b": 2},
             max_queue=max_queue,
-            observe=self.observed.append,
         )
 
     async def __aenter__(self) -> "Rig":
@@ -216,7 +214,6 @@ def test_an_error_among_the_answers_reaches_one_waiter() -> None:
             with pytest.raises(CallFailed):
                 await rig.ask(2)
             assert rig.batcher.last_success == answered_at
-        assert [(call.kind, call.items) for call in rig.observed] == [("a", 1), ("a", 2)]
 
     asyncio.run(scenario())
 
@@ -360,7 +357,6 @@ def test_reports_times_and_sizes() -> None:
             assert 0 < answer.queue_s < time.monotonic() - before
             assert 0 < answer.infer_s < time.monotonic() - before
             assert before < rig.batcher.last_success < time.monotonic()
-        assert [(call.kind, call.items) for call in rig.observed] == [("a", 1), ("a", 2)]
 
     asyncio.run(scenario())
 

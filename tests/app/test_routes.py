@@ -166,6 +166,18 @@ def test_a_recommended_occlusion_gives_way_to_evidence_where_eight_views_are_ask
     assert choose_map_options(AttentionOptions(tta=True, method="rollout"), "occlusion").method == "rollout"
 
 
+@pytest.mark.parametrize("asked", [{"layer": 0}, {"head": 1}, {"layout": "heads"}])
+def test_who_asks_for_a_layer_or_a_head_means_attention(asked):
+    assert choose_map_options(AttentionOptions(**asked), "evidence").method == "attention"
+    assert choose_map_options(AttentionOptions(**asked, method="evidence"), "evidence").method == "evidence"
+
+
+def test_each_answer_names_the_precision_that_it_was_computed_in(tiny_artifact, png):
+    with open_client(artifact=tiny_artifact, precision="int8") as client:
+        assert client.post_image("/predict", png).json()["model"]["precision"] == "int8"
+        assert client.post_image("/attention", png).json()["prediction"]["model"]["precision"] == "fp32"
+
+
 def test_layers_and_heads_can_be_chosen(client, png):
     mean = np.array(client.post_image("/attention?method=attention&layer=0", png).json()["grid"])
     heads = [

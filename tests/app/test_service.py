@@ -1,30 +1,80 @@
 """What the routes' tests can't time: pictures that are taken on together."""
 
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
 from app.samples import Sample, take_sample
-from app.service import Errand, run_errands
+from app.service import SMALL_BYTES, SMALL_MEGAPIXELS, Errand, ModelCall, SenderGone, run_errands
 from app.trace import Trace
-from model.pixels import ImageRefused
-from model.session import Predictions, open_classifier
+from model.pixels import ImageRefused, ImageTooLarge
+from model.session import Classifier, Predictions, open_classifier
 from tests.app.conftest import encode
 from training.synthetic import draw_tile
 
 
-def test_errands_run_together_answer_as_each_alone_and_fail_alone(tiny_artifact):
-    classifier = open_classifier(tiny_artifact, "cpu")
+@pytest.fixture(scope="module")
+def classifier(tiny_artifact) -> Classifier:
+    return open_classifier(tiny_artifact, "cpu")
 
-    def make(data: bytes) -> Errand:
-        return Errand(lambda: take_sample(data, classifier.manifest, None, 1.0), keep_logits, Trace("x"))
 
-    def keep_logits(sample: Sample, answers: list[Predictions]) -> tuple[str, bytes]:
-        if sample.sha256 == unlucky:
-            raise ArithmeticError
-        return sample.sha256, answers[0].logits.tobytes()
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    return [encode(draw_tile("Tumor", seed)) for seed in range(4)]
 
-    pictures = [encode(draw_tile("Tumor", seed)) for seed in range(4)]
-    unlucky = take_sample(pictures[3], classifier.manifest, None, 1.0).sha256
-    alone = [run_errands(classifier, [make(picture)], alone=False) for picture in pictures[:3]]
-    together = [make(data) for data in (pictures[0], b"no picture", pictures[3], *pictures[1:3])]
-    first, refused, failed, *others = run_errands(classifier, together, alone=False)
-    assert [[first], *([other] for other in others)] == alone
+
+def keep_logits(sample: Sample, answers: list[Predictions]) -> tuple[str, bytes]:
+    return sample.sha256, answers[0].logits.tobytes()
+
+
+def fail(*given: Any) -> Any:
+    raise ArithmeticError
+
+
+Answer = Callable[[Sample, list[Predictions]], Any]
+
+
+def make_errand(classifier: Classifier, data: bytes, answer: Answer = keep_logits) -> Errand:
+    return Errand(lambda: take_sample(data, classifier.manifest, None, SMALL_MEGAPIXELS), answer, Trace("x"))
+
+
+def test_errands_run_together_answer_as_each_alone_and_fail_alone(classifier, pictures):
+    alone = [
+        run_errands(classifier, lambda call: None, [make_errand(classifier, picture)], alone=False)[0]
+        for picture in pictures
+    ]
+    together = [make_errand(classifier, picture) for picture in pictures]
+    together[1:1] = [make_errand(classifier, b"no picture"), make_errand(classifier, pictures[0], fail)]
+    calls: list[ModelCall] = []
+    first, refused, failed, *others = run_errands(classifier, calls.append, together, alone=False)
+    assert [first, *others] == alone
     assert isinstance(refused, ImageRefused) and isinstance(failed, ArithmeticError)
+    assert [(call.graph, call.tiles) for call in calls] == [("predict", 1)] * 5
     assert [list(errand.trace.stages_s) for errand in together[:2]] == [["decode", "infer"], ["decode"]]
+
+
+def test_an_errand_whose_sender_has_gone_costs_no_call(classifier, pictures):
+    errands = [make_errand(classifier, picture) for picture in pictures]
+    errands[0].is_wanted = False
+    calls: list[ModelCall] = []
+
+    def take_away(call: ModelCall) -> None:
+        calls.append(call)
+        errands[2].is_wanted = False
+
+    first, second, third, fourth = run_errands(classifier, take_away, errands, alone=False)
+    assert isinstance(first, SenderGone) and isinstance(third, SenderGone)
+    assert second[0] != fourth[0]
+    assert len(calls) == 2
+
+
+def test_a_small_file_that_takes_long_to_read_is_no_errand(classifier):
+    """It comes back after its header, and is read where no model call waits for it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1000, 1000), "pink").save(buffer, "JPEG", progressive=True)
+    assert len(buffer.getvalue()) < SMALL_BYTES
+    errands = [make_errand(classifier, buffer.getvalue())]
+    assert isinstance(run_errands(classifier, lambda call: None, errands, alone=True)[0], ImageTooLarge)

@@ -2,11 +2,17 @@
 
 import os
 import signal
+import socket
 import time
+from contextlib import ExitStack
 
 import httpx
+import psutil
 import pytest
 
+from app.main import bind
+from app.settings import Settings
+from app.workers import SPREADS
 from tests.app.conftest import PATIENCE_S, Process, start
 
 
@@ -31,6 +37,22 @@ def test_metrics_add_up_over_all_workers(family, png):
         assert post(family, png) == 200
     after = family.read_metric('tissue_requests_total{method="POST",route="/predict",status="200"}')
     assert after - before == 20
+
+
+@pytest.mark.skipif(not SPREADS, reason="the workers share one socket here")
+def test_connections_are_spread_over_the_workers(family):
+    port = httpx.URL(family.url).port
+    with ExitStack() as connections:
+        for _ in range(64):
+            connections.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
+        assert httpx.get(family.url + "/healthz").status_code == 200
+        held = [len(psutil.Process(pid).net_connections("tcp")) for pid in list_workers(family)]
+    assert min(held) > 10  # of 64: chance gives fewer once in ten million times
+
+
+def test_a_port_with_workers_is_refused_to_others(family):
+    with pytest.raises(SystemExit):
+        bind(Settings(port=httpx.URL(family.url).port))
 
 
 def test_the_parent_only_watches(family):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from model.artifact import MANIFEST, CorruptArtifact, digest
+from model.runtime import ort
 from model.session import DeviceUnavailable, has_nvidia_driver, open_classifier
 
 
@@ -183,6 +184,23 @@ def test_a_driver_without_its_libraries_leaves_the_choice_to_the_cpu_and_says_so
     monkeypatch.setattr("model.session.has_nvidia_driver", lambda: True)
     assert open_classifier(tiny_artifact).device == "cpu"
     assert "pip install 'tissue[cuda]'" in caplog.text
+
+
+def fail_as_a_full_gpu(*given, **options):
+    raise ort.capi.onnxruntime_pybind11_state.Fail("CUDA failure 2: out of memory")
+
+
+@pytest.mark.parametrize("full", ["ort.preload_dlls", "run_bound"])
+def test_a_gpu_that_fails_leaves_the_choice_to_the_cpu_and_is_not_taken_for_damage(
+    tiny_artifact, monkeypatch, caplog, full
+):
+    """The first fails as its session opens, the second when it is asked."""
+    monkeypatch.setattr("model.session.has_nvidia_driver", lambda: True)
+    if full == "run_bound":
+        monkeypatch.setattr("model.session.open_cuda_session", lambda path, options: ort.InferenceSession(path))
+    monkeypatch.setattr(f"model.session.{full}", fail_as_a_full_gpu)
+    assert open_classifier(tiny_artifact).device == "cpu"
+    assert "out of memory" in caplog.text and "TISSUE_DEVICE=cpu" in caplog.text
 
 
 @pytest.mark.gpu
