@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from model.network import Network, build
 from training.config import Fit
-from training.fit import TileSet, fit_tiles, look, read_tiles
+from training.fit import TileSet, fit_tiles, read_tiles, see
 from training.train import best_device, freeze
 
 
@@ -54,7 +54,7 @@ def bare_step(net: Network, config: Fit, device: torch.device) -> float:
     targets = torch.zeros(how.batch, dtype=torch.long, device=device)
     started = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16) if how.precision == "bf16" else nullcontext():
-        loss = F.cross_entropy(look(net, images, how.token_drop).logits.float(), targets)
+        loss = F.cross_entropy(see(net, images, how.token_drop).logits.float(), targets)
     torch.autograd.backward(loss)
     loss.item()
     return time.perf_counter() - started

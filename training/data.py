@@ -313,16 +313,31 @@ def group_pairs(n: int, pairs: Iterable[Pair]) -> Indices:
 # -- splits --------------------------------------------------------------------------------------------------------
 
 
-def course_split(records: Sequence[Record], seed: int, per_class: tuple[int, int, int] = (425, 100, 100)) -> Split:
-    """So many of each class for training, validation and test; at random, so tiles of one slide are in all three."""
+def course_split(
+    records: Sequence[Record],
+    seed: int,
+    per_class: tuple[int, int, int] = (425, 100, 100),
+    together: Indices | None = None,
+) -> Split:
+    """So many of each class for training, validation and test; at random, so tiles of one slide are in all three.
+
+    `together`: a group number for each image. A group that several parts have drawn from goes to the first of them, so
+    that sizes may differ by a few.
+    """
     labels = np.array([record.label for record in records])
     refuse_small_classes(labels, sum(per_class), f"a split of {' + '.join(map(str, per_class))} of each class")
     rng = np.random.default_rng(seed)
-    parts = []
+    drawn = []
     for label in np.unique(labels):
         order = rng.permutation(np.flatnonzero(labels == label))[: sum(per_class)]
-        parts.append(np.split(order, np.cumsum(per_class)[:-1]))
-    return Split(*(np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)))
+        drawn.append(np.split(order, np.cumsum(per_class)[:-1]))
+    parts = [np.sort(np.concatenate(part)) for part in zip(*drawn, strict=True)]
+    if together is not None:
+        part_of = {group: n for n in (2, 1, 0) for group in together[parts[n]]}
+        images = np.concatenate(parts)
+        place = np.array([part_of[group] for group in together[images]])
+        parts = [np.sort(images[place == n]) for n in range(3)]
+    return Split(*parts)
 
 
 def random_folds(labels: Sequence[int] | Indices, k: int, seed: int, together: Indices | None = None) -> list[Fold]:

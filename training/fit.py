@@ -95,7 +95,7 @@ def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
 
 
 def split_course(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet, TileSet]:
-    parts = course_split(tiles.records, config.optimisation.seed, config.course)
+    parts = course_split(tiles.records, config.optimisation.seed, config.course, together(tiles))
     return tiles.subset(parts.train), tiles.subset(parts.validation), tiles.subset(parts.test)
 
 
@@ -121,7 +121,7 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     def loss_of(net: nn.Module, step: int) -> torch.Tensor:
         batch = draw_batch(step)
         images, wanted = blend(augment(batch.tiles, config.augment, batch.looks), batch.targets, config.augment)
-        seen = look(net, images, how.token_drop)
+        seen = see(net, images, how.token_drop)
         logits = seen.logits.float()
         loss = mean_loss(opinions_of(seen), wanted, how.label_smoothing)
         if teacher is None or config.distil is None:
@@ -170,7 +170,7 @@ def gather_batches(config: Fit, train: TileSet, device: torch.device) -> Callabl
     return draw
 
 
-def look(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
+def see(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
     """In training, a network with tokens may have to do with some of them.
 
     Where `keep` of its artefact takes the pixels away as well, every second image loses them here, too: what is left

@@ -28,7 +28,7 @@ from model.runtime import ort
 from model.session import Explanations, empty_maps
 from training.augment import STAINS
 from training.data import rows_of
-from training.metrics import bootstrap, weighted_mean
+from training.metrics import bootstrap, count_groups, weighted_mean
 from training.trial import Trial, choose_evenly
 
 Pixels = NDArray[np.uint8]
@@ -376,7 +376,7 @@ def summarise(found: Found, patients: NDArray[np.str_], seed: int) -> list[MapSc
     for (name, metric), values in found.items():
         groups = patients if metric == "glands" else np.arange(len(values))
         mean = bootstrap({"mean": weighted_mean(np.array(values))}, groups, RESAMPLES, seed)["mean"]
-        scores.append(MapScore(map=name, metric=metric, **vars(mean.estimate(len(values)))))
+        scores.append(MapScore(map=name, metric=metric, **vars(mean.estimate(count_groups(groups)))))
     return scores
 
 

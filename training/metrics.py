@@ -3,12 +3,15 @@
 Probabilities and true classes enter; estimates leave, ready for JSON, with the curves that the figures draw.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm as normal
+from scipy.stats import t as student_t
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -305,7 +308,7 @@ def mean_of_defined(values: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Interval:
-    """What a measure gives on the whole sample, and the 2.5th and 97.5th percentile of its draws."""
+    """What a measure gives on the whole sample, and between what its draws lie but for the rarest at either end."""
 
     value: Floats
     low: Floats
@@ -324,13 +327,26 @@ class Interval:
 
 def bootstrap(measures: Mapping[str, Measure], groups: Groups, resamples: int, seed: int) -> dict[str, Interval]:
     draws = resample(measures, groups, resamples, seed)
+    beyond = share_beyond(count_groups(groups))
     found = {}
     for name, measure in measures.items():
         value = measure(np.ones((1, len(groups))))[0]
-        low, high = np.nanquantile(draws[name], [RARE, 1 - RARE], axis=0)
+        low, high = np.nanquantile(draws[name], [beyond, 1 - beyond], axis=0)
         # A biased measure, as the calibration error, may lie beyond its percentiles: they are stretched to hold it.
         found[name] = Interval(value, np.fmin(low, value), np.fmax(high, value))
     return found
+
+
+def share_beyond(groups: int) -> float:
+    """The share of draws that are left out at either end of an interval.
+
+    Of few groups percentiles lie too near: draws spread by 1/G where the truth does by 1/(G-1), and Student's t reaches
+    farther than the normal distribution. This is the expanded percentile interval (Hesterberg, arXiv 1411.5279).
+    """
+    if groups < 2:
+        return RARE
+    reach = student_t.ppf(1 - RARE, groups - 1) * math.sqrt(groups / (groups - 1))
+    return float(normal.cdf(-reach))
 
 
 def resample(measures: Mapping[str, Measure], groups: Groups, resamples: int, seed: int) -> dict[str, Floats]:

@@ -51,7 +51,11 @@ def render_input(m: Manifest) -> str:
 def render_metrics(metrics: list[Metric]) -> str:
     if not metrics:
         return "Nothing was held out, so nothing is known."
-    parts = ["In brackets the 95 % interval of a bootstrap; n counts the tiles, or the slides, that were drawn again."]
+    parts = [
+        "In brackets the 95 % interval of a bootstrap; n counts the tiles, or the slides, that were drawn again. Where "
+        "folds or slides were held out, each answer comes from a network that didn't learn from them; the network that "
+        "is exported learnt from all."
+    ]
     for protocol, group in groupby(metrics, key=lambda metric: metric.protocol):
         rows = [[x.name, f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]", str(x.n)] for x in group]
         parts.append(f"### {protocol}\n\n" + table(["", "value", "n"], rows))
@@ -62,6 +66,10 @@ def render_calibration(m: Manifest) -> str:
     lines = [
         f"- Temperature {m.calibration.temperature:.3f}, fitted on n = {m.calibration.n}: {m.calibration.protocol}."
     ]
+    if m.calibration.temperature != 1:
+        lines.append(
+            "- NLL, Brier score and calibration error under that protocol are at the temperature fitted there."
+        )
     if m.conformal:
         c = m.conformal
         lines.append(

@@ -336,6 +336,17 @@ def test_the_course_split():
     assert not np.array_equal(split.test, course_split(records, seed=4).test)
 
 
+def test_the_course_split_keeps_groups_in_one_part():
+    records = named(40, "Tumor") + named(40, "Stroma")
+    twins = np.tile(np.arange(20), 4)  # two images of each class in every group
+    split = course_split(records, 3, (20, 10, 10), twins)
+    assert sorted(np.concatenate(split)) == list(range(80))
+    groups = [set(twins[part]) for part in split]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    parted = course_split(records, 3, (20, 10, 10))
+    assert set(twins[parted.train]) & set(twins[parted.test])
+
+
 def test_the_course_split_refuses_small_classes():
     with pytest.raises(TooFewImages, match=r"425 \+ 100 \+ 100 .* needs 625 images of each class, but Stroma has 12$"):
         course_split(named(625, "Tumor") + named(12, "Stroma"), seed=0)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from model.session import open_classifier
-from training.data import NoClasses, load_tiles, scan
+from training.data import NoClasses, class_name, load_tiles, scan
 from training.evaluate import evaluate, predict_singly, tally_scope
 
 
@@ -16,7 +16,7 @@ def tiles(tile_folder):
 
 def test_an_artefact_is_scored_by_its_own_graph(tiny_artifact, tile_folder):
     scores = evaluate(tiny_artifact, tile_folder, None, None)
-    assert scores.n == 60 and len(scores.classes) == 6
+    assert scores.predictions == 60 and len(scores.classes) == 6
     classifier = open_classifier(tiny_artifact, device="cpu")
     records = scan(tile_folder, None, classifier.manifest.class_names).records
     predicted = classifier.predict(load_tiles(records, 150, 0.495)).probabilities.argmax(1)
@@ -29,8 +29,17 @@ def test_images_that_are_left_out_are_told(tiny_artifact, tile_folder, tmp_path,
     first = next((tmp_path / "tiles").rglob("*.png"))
     shutil.copy(first, first.with_name("again.png"))
     first.with_name("broken.png").write_bytes(b"no picture")
-    assert evaluate(tiny_artifact, tmp_path / "tiles", None, None).n == 60
+    assert evaluate(tiny_artifact, tmp_path / "tiles", None, None).predictions == 60
     assert "broken.png" in caplog.text and "the same bytes as" in caplog.text
+
+
+def test_tiles_of_one_slide_are_drawn_together(tiny_artifact, tile_folder, tmp_path):
+    names = [path.relative_to(tile_folder) for path in sorted(tile_folder.rglob("*.png"))]
+    for slides, drawn in ((3, 3), (1, 60)):
+        rows = [f"{name},{class_name(name.parent.name)},slide {n % slides}" for n, name in enumerate(names)]
+        table = tmp_path / "table.csv"
+        table.write_text("file,label,slide\n" + "\n".join(rows))
+        assert evaluate(tiny_artifact, tile_folder, table, None).n == drawn
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

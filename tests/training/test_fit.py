@@ -6,7 +6,7 @@ from model.graph import fill_removed
 from model.vit import ViT, ViTConfig
 from training import checkpoint
 from training.data import TooFewImages
-from training.fit import cross_validate, fit_tiles, look, make_folds, mean_loss, predict, read_tiles, split, together
+from training.fit import cross_validate, fit_tiles, make_folds, mean_loss, predict, read_tiles, see, split, together
 
 HIDDEN = "blocks.0.mlp.fc1.weight"
 
@@ -55,6 +55,16 @@ def test_everything_is_learnt_from_where_nothing_is_held_out(small_fit, tiles):
 def test_the_course_split_wants_the_full_set(small_fit, tiles):
     with pytest.raises(TooFewImages, match=r"425 \+ 100 \+ 100"):
         split(tiles, small_fit.model_copy(update={"split": "course"}))
+
+
+def test_the_course_split_holds_out_no_twin_of_what_is_learnt(small_fit, tiles):
+    twice = tiles.subset(np.tile(np.arange(30), 2))
+    twice.tiles[30:] = twice.tiles[:30, ::-1]
+    course = small_fit.model_copy(update={"split": "course", "course": (6, 2, 2)})
+    train, held_out = split(twice, course)
+    assert held_out is not None and len(train.targets) and len(held_out.targets)
+    learnt = {tile.tobytes() for tile in (*train.tiles, *train.tiles[:, ::-1])}
+    assert not learnt & {tile.tobytes() for tile in held_out.tiles}
 
 
 def test_a_flipped_copy_stays_in_the_fold_of_its_original(small_fit, tiles):
@@ -111,7 +121,7 @@ def test_a_stem_that_sees_holes_learns_what_they_look_like(stem):
         lambda _, images, options: seen.update(images=images[0], kept=options["kept"]), with_kwargs=True
     )
     images = torch.rand(16, 3, 150, 150)
-    look(net, images, token_drop=0.5)
+    see(net, images, token_drop=0.5)
     stays = torch.zeros(16, 100, dtype=torch.bool).scatter(1, seen["kept"], value=True)
     untouched = (seen["images"] == images).flatten(1).all(dim=1)
     with_holes = (seen["images"] == fill_removed(images, stays)).flatten(1).all(dim=1)
