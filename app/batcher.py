@@ -144,8 +144,11 @@ class Batcher(Generic[Kind, Item, Result]):
         try:
             self._enqueue([_Place(submission, index, item) for index, item in enumerate(items)])
             await submission.done
-        finally:
+        except BaseException:
             self._leave(submission)
+            del submission  # it holds the exception, which holds this frame: all would stay until garbage is collected
+            raise
+        self._leave(submission)
         results = [submission.results[index] for index in range(submission.size)]
         queue_s = submission.started_at - submission.submitted_at
         return Answer(results, queue_s, submission.finished_at - submission.started_at)
@@ -179,16 +182,24 @@ class Batcher(Generic[Kind, Item, Result]):
                 self._queue = deque(place for place in self._queue if place.submission is not submission)
 
     def _work(self) -> None:
-        while taken := self._take():
-            places, alone = taken
-            started_at = time.monotonic()
-            results: Sequence[Result | Exception] = ()
-            error: Exception | None = None
-            try:
-                results = self._run(places[0].submission.kind, [place.item for place in places], alone)
-            except Exception as cause:  # whatever it is, it belongs to the callers of this call
-                error = cause
-            self._finish(places, results, error, started_at)
+        while self._make_a_call():
+            pass
+
+    def _make_a_call(self) -> bool:
+        """Whether there was one; a function of its own, or an idle thread would hold its last items and answers."""
+        taken = self._take()
+        if taken is None:
+            return False
+        places, alone = taken
+        started_at = time.monotonic()
+        results: Sequence[Result | Exception] = ()
+        error: Exception | None = None
+        try:
+            results = self._run(places[0].submission.kind, [place.item for place in places], alone)
+        except Exception as cause:  # whatever it is, it belongs to the callers of this call
+            error = cause
+        self._finish(places, results, error, started_at)
+        return True
 
     def _take(self) -> tuple[list[_Place[Kind, Item, Result]], bool] | None:
         """Waits for work, then takes the oldest item and its followers of the same kind; None when closed.

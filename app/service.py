@@ -155,6 +155,9 @@ def attempt(step: Callable[..., T], *given: Any) -> T | Exception:
             return one
     try:
         return step(*given)
+    except ImageRefused as refused:
+        # Where it was raised tells nobody anything, and would keep the pictures of all until the garbage is collected.
+        return refused.with_traceback(None)
     except Exception as error:  # whatever it is, it belongs to one of several senders
         return error
 
@@ -333,21 +336,27 @@ class Service:
     ) -> T:
         limit = min(SMALL_MEGAPIXELS, self.settings.max_megapixels)
         errand = Errand(lambda: self._read(data, mpp, limit), answer, Trace(trace.request_id))
+        refused: ImageRefused | None = None
         with self._reserve(1) as reservation:
             try:
                 found = await self.batcher.submit(reservation, "errand", [errand])
                 own_s = sum(errand.trace.stages_s.values())
                 trace.add("queue", found.queue_s + found.infer_s - own_s)  # errands at its side included
             except CallFailed as failure:
-                if isinstance(failure.__cause__, ImageRefused):
-                    raise failure.__cause__ from None
-                raise
+                if not isinstance(failure.__cause__, ImageRefused):
+                    raise
+                refused = failure.__cause__
             finally:
                 errand.is_wanted = False
                 for stage, seconds in dict(errand.trace.stages_s).items():  # after a hang-up it is still being written
                     trace.add(stage, seconds)
-        answered: T = found.results[0]
-        return answered
+        if refused is None:
+            answered: T = found.results[0]
+            return answered
+        try:
+            raise refused
+        finally:
+            del refused  # by now it holds this frame, and held by it would outlive the request
 
     async def _take_sample(self, data: bytes, mpp: float | None, trace: Trace) -> Sample:
         with trace.measure("decode"):

@@ -1,5 +1,6 @@
 """Every route through the whole service in this process: bytes in, bytes out."""
 
+import gc
 import hashlib
 import io
 
@@ -11,6 +12,7 @@ from app import samples, service
 from app.metrics import Metrics
 from app.routes import choose_map_options
 from app.schemas import Attention, AttentionOptions, Features, HeadsAttention, ModelCard, Prediction
+from model.pixels import Picture
 from tests.app.conftest import encode, open_client
 from training.synthetic import SHIPPED_KINDS, draw_tile
 
@@ -353,6 +355,22 @@ def test_no_new_work_and_not_ready_while_stopping(tiny_artifact, png):
             assert (response.status_code, response.json()["code"]) == (503, "shutting_down")
             assert int(response.headers["retry-after"]) >= 1 and response.headers["connection"] == "close"
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict?tta=true", "/attention", "/features"])
+def test_no_picture_outlives_its_request(client, png, path):
+    """Not even until garbage is collected, which takes no notice of how large a picture is."""
+    flat = encode(np.full((1000, 1000, 3), 255, np.uint8))
+    assert len(flat) < service.SMALL_BYTES
+    gc.collect()
+    gc.disable()
+    try:
+        statuses = [client.post_image(path, image).status_code for image in (flat, png, png[:2000], b"rubbish")]
+        left = [one for one in gc.get_objects() if isinstance(one, Picture)]
+    finally:
+        gc.enable()
+    assert statuses == [200, 200, 422, 415]
+    assert not left
 
 
 def test_metrics_count_what_happened(tiny_artifact, png):
