@@ -19,7 +19,7 @@ from training.config import Compare, Fit, Pretrain, read_config
 from training.data import find_lookalikes, load_tiles, scan
 from training.metrics import Scores
 from training.patches import look_at_held_out
-from training.run import AFTER_PRETRAINING, claim, cross_validate_and_keep, export_run, fit_and_export
+from training.run import claim, cross_validate_and_keep, export_run, fit_and_export
 from training.trial import read_trial
 
 cli = typer.Typer(help="Train, judge and export tissue classifiers.", no_args_is_help=True, add_completion=False)
@@ -88,15 +88,14 @@ def pretrain_network(config: Config, overrides: Overrides = None, runs: Runs = P
     with plain_errors():
         run = read_config(config, overrides or [], Pretrain)
         folder = runs / run.name
-        claim(folder, run, AFTER_PRETRAINING)
+        claim(folder, run)
         cutters = pretrain.open_sources(run)
         model = pretrain.pretrain(run, cutters, folder)
         figures.draw_curves(folder / "curve.csv", folder / "curve.png", run.name)
         for cutter in cutters:
             if found := look_at_held_out(model, cutter):
                 figures.draw_patch_maps(found, folder / f"held-out-{cutter.collection.task}.png")
-        weights = folder / ("averaged.pt" if run.keep_of_init else "latest.pt")
-        out.print(f'{weights}: start from it with init = "{weights}"')
+        out.print(f'{folder / "latest.pt"}: start from it with init = "{folder / "latest.pt"}"')
 
 
 @cli.command("fit")

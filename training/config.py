@@ -197,7 +197,6 @@ class Pretrain(Section):
     rules: list[Rule] = []
     masked: Masked | None = None
     init: Path | None = None  # as of `fit`
-    keep_of_init: Annotated[float, Field(ge=0, lt=1)] = 0.0  # beside latest.pt an averaged.pt: so much of it is `init`
     model: Tokens = ViTConfig()
     augment: Augmentation = Augmentation()
     optimisation: Optimisation = Optimisation()
@@ -207,12 +206,6 @@ class Pretrain(Section):
         names = [source.folder.name for source in self.sources if source.kind != "images"]
         if len(set(names)) != len(names):
             raise ValueError(f"heads are called after their source's folder, whose names must differ, got {names}")
-        return self
-
-    @model_validator(mode="after")
-    def keep_only_what_was_there(self) -> "Pretrain":
-        if self.keep_of_init and self.init is None:
-            raise ValueError("keep_of_init averages with `init`, and none is given: name one, or leave it out")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ Cuts of every source at the tile's own magnification enter one batch; one trunk 
 leave. The dense labels (what lies in each patch) fit the patch tokens of a Vision Transformer as they are.
 """
 
-import copy
 import csv
 import math
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ from torch import Tensor, nn
 from model.network import TokenConfig, build_tokens
 from training import checkpoint
 from training.augment import keep_some_patches, mean_density, recolour, to_float
-from training.averaging import average_with_start, measure_norms
 from training.config import BadConfig, Masked, Pretrain, Rule, Source
 from training.data import images_below
 from training.masking import Guesser, masked_loss
@@ -35,7 +33,6 @@ from training.train import best_device, optimise
 Pixels = NDArray[np.uint8]
 NO_LABEL = -1  # what torch's cross-entropy is told to ignore
 DROPPED = "dropped patches"  # the task of `[masked]`
-NORM_BATCHES = 20
 
 
 @dataclass(frozen=True)
@@ -318,18 +315,15 @@ def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretraine
     looks = torch.stack([look_of(cutter) for cutter in cutters])  # (sources, 3)
     own_look = looks.repeat_interleave(torch.tensor(sizes), dim=0).to(device)  # (N, 3)
 
-    def draw(step: int) -> tuple[list[Batch], Tensor]:
+    def loss_of(net: nn.Module, step: int) -> Tensor:
+        assert isinstance(net, Pretrained)
         rng = np.random.default_rng((how.seed, step))
         batches = []
         for cutter, size in zip(cutters, sizes, strict=True):
             fields = cutter.collection.fields
             cuts = [cutter.cut(fields[i], rng) for i in rng.integers(len(fields), size=size)]
             batches.append(Batch(*(tensor.to(device) for tensor in gather(cuts))))
-        return batches, recolour(torch.cat([batch.tiles for batch in batches]), config.augment, own_look)
-
-    def loss_of(net: nn.Module, step: int) -> Tensor:
-        assert isinstance(net, Pretrained)
-        batches, images = draw(step)
+        images = recolour(torch.cat([batch.tiles for batch in batches]), config.augment, own_look)
         kept = keep_some_patches(len(images), config.model.grid**2, how.token_drop, device)
         losses = task_losses(net, collections, batches, images, kept)
         if config.masked is not None:
@@ -344,12 +338,6 @@ def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretraine
 
     average = optimise(model, loss_of, how, folder, validate, title=config.name)
     assert isinstance(average, Pretrained)
-    if config.init and config.keep_of_init:
-        mixed = copy.deepcopy(average)
-        average_with_start(mixed.vit, config.init, config.keep_of_init)
-        torch.manual_seed(how.seed)  # of the colours
-        measure_norms(mixed.vit, (draw(how.steps + n)[1] for n in range(NORM_BATCHES)), how.frozen)
-        checkpoint.save({"weights": mixed.state_dict()}, folder / "averaged.pt")
     return average
 
 

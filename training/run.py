@@ -49,7 +49,6 @@ MOST_CHECK_TILES = 3000  # more would make the checks longer, not sharper
 # Sections that change nothing in what was learnt, and what doesn't matter to folds besides.
 AFTER_TRAINING = frozenset({"card", "repeats", "groupings"})
 BESIDE_FOLDS = AFTER_TRAINING | {"split"}
-AFTER_PRETRAINING = frozenset({"keep_of_init"})
 
 
 def fit_and_export(config: Fit, folder: Path) -> Manifest:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
 from model.msht import MSHTConfig
 from model.network import build
@@ -166,25 +165,6 @@ def test_it_runs_and_leaves_a_trunk_that_fit_can_start_from(folders, tmp_path):
     assert isinstance(model, Pretrained)
     weights = torch.load(tmp_path / "latest.pt", weights_only=True)["weights"]
     assert {"vit.head.weight", "vit.pos_embed", "heads.coarse.weight", "heads.nuclei.weight"} <= weights.keys()
-
-
-def test_an_average_with_what_it_started_from_lies_beside_it(folders, tmp_path):
-    """At the end of a run, and of one that had ended before anybody asked."""
-    run(make_config(folders), tmp_path / "start")
-    start = tmp_path / "start/latest.pt"
-    run(make_config(folders, init=start), tmp_path / "end")
-    assert not (tmp_path / "end/averaged.pt").exists()
-    run(make_config(folders, init=start, keep_of_init=0.5), tmp_path / "end")
-    old, new, mixed = (
-        torch.load(path, weights_only=True)["weights"]
-        for path in (start, tmp_path / "end/latest.pt", tmp_path / "end/averaged.pt")
-    )
-    name = "vit.blocks.0.attn.qkv.weight"
-    assert not torch.equal(old[name], new[name])
-    torch.testing.assert_close(mixed[name], (old[name] + new[name]) / 2)
-    assert torch.equal(mixed["heads.coarse.weight"], new["heads.coarse.weight"])
-    with pytest.raises(ValidationError, match="keep_of_init"):
-        make_config(folders, keep_of_init=0.5)
 
 
 def test_msht_learns_the_same_way_and_starts_from_all_it_learnt(folders, tmp_path):
