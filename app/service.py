@@ -155,9 +155,9 @@ def attempt(step: Callable[..., T], *given: Any) -> T | Exception:
             return one
     try:
         return step(*given)
-    except ImageRefused as refused:
+    except (ImageRefused, SenderGone) as usual:
         # Where it was raised tells nobody anything, and would keep the pictures of all until the garbage is collected.
-        return refused.with_traceback(None)
+        return usual.with_traceback(None)
     except Exception as error:  # whatever it is, it belongs to one of several senders
         return error
 
