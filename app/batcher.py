@@ -97,6 +97,7 @@ class Batcher(Generic[Kind, Item, Result]):
         self._changed = threading.Condition()  # guards all that follows
         self._queue: deque[_Place[Kind, Item, Result]] = deque()
         self._calls = 0
+        self._taken = 0  # items in these calls
         self._seconds_per_item = 0.0
         self._closed = False
         self._threads = [threading.Thread(target=self._work, name=f"infer-{n}", daemon=True) for n in range(threads)]
@@ -118,7 +119,7 @@ class Batcher(Generic[Kind, Item, Result]):
 
     def check_room(self, places: int, patience_s: float) -> None:
         """Raises where `reserve` would. An empty queue takes any number, or a large submission would never get in."""
-        backlog_s = self.waiting * self._seconds_per_item / len(self._threads)
+        backlog_s = (self.waiting + self._taken) * self._seconds_per_item / len(self._threads)
         if self.waiting and (self.waiting + places > self._max_queue or backlog_s > patience_s):
             raise QueueFull(self.waiting, min(_LONGEST_RETRY_S, max(1, math.ceil(backlog_s))))
 
@@ -217,6 +218,7 @@ class Batcher(Generic[Kind, Item, Result]):
             while self._queue and len(places) < most and self._queue[0].submission.kind == kind:
                 places.append(self._queue.popleft())
             self._calls += 1
+            self._taken += len(places)
             return places, self._calls == 1 and not self.waiting
 
     def _finish(
@@ -231,6 +233,7 @@ class Batcher(Generic[Kind, Item, Result]):
         has_answered = any(not isinstance(result, Exception) for result in results)
         with self._changed:
             self._calls -= 1
+            self._taken -= len(places)
             if has_answered:
                 self.last_success = finished_at
                 newest = seconds / len(places)

@@ -31,8 +31,8 @@ Work = Literal[Graph, "errand"]
 T = TypeVar("T")
 
 # Up to these sizes a picture is read by the thread that then calls the model: handing it over would cost more than
-# reading it, which takes less than a model call in any format. What is larger could make others wait, and is read
-# beside the model. So few bytes seldom hold more pixels; those that do have waited in vain, and wait again.
+# reading it, which takes less than a model call, or two of a hostile one. What is larger could make others wait, and is
+# read beside the model. So few bytes seldom hold more pixels; those that do have waited in vain, and wait again.
 SMALL_BYTES = 1 << 17
 SMALL_MEGAPIXELS = 0.3
 # So many such pictures a thread takes on at once where a crowd waits: what it does beside the model's calls then finds

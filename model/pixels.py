@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import IFD, Base
 from PIL.ImageFile import ImageFile
@@ -52,6 +52,9 @@ MIN_PIXEL_READ_BYTES = 256
 # Encoders write about ten; 100 is what libtiff allows the JPEGs inside TIFFs.
 MAX_SCANS = 100
 MAX_EXIF_BYTES = 1 << 16  # one JPEG segment, its home
+# Text of a PNG unpacks to a thousand times its bytes. Pillow lets 64 MiB pass, half a second of work and 130 MiB of
+# memory for a picture of 80 KB; what describes a picture, an editor's history included, seldom has one.
+PngImagePlugin.MAX_TEXT_MEMORY = 4 << 20
 
 ACCEPTED = "PNG, JPEG, TIFF, WebP or BMP"
 PLUGINS: dict[re.Pattern[bytes], type[ImageFile]] = {

@@ -310,6 +310,25 @@ def test_refuses_what_could_not_be_answered_in_time_and_estimates_from_the_measu
     asyncio.run(scenario())
 
 
+def test_what_is_being_answered_counts_among_what_is_waited_for() -> None:
+    async def scenario() -> None:
+        async with Rig(lambda items: [time.sleep(0.05 * len(items)) or item for item in items], max_batch=8) as rig:
+            rig.gate.let_go(1)
+            await rig.ask(1)
+            busy = rig.start(*range(8))  # 0.4 s of work, all in one call
+            await rig.gate.entered()
+            await rig.gate.entered()
+            with rig.batcher.reserve(1):  # 0.45 s in all
+                with pytest.raises(QueueFull), rig.batcher.reserve(1, patience_s=0.3):
+                    pass
+                with rig.batcher.reserve(1, patience_s=2):
+                    pass
+            rig.gate.let_go()
+            await busy
+
+    asyncio.run(scenario())
+
+
 def test_refusing_lets_finish_who_is_in() -> None:
     async def scenario() -> None:
         async with Rig() as rig:

@@ -301,6 +301,19 @@ def test_a_text_that_inflates_a_thousandfold_is_refused():
         decode(png(40, 40, 8, 2, bytes(40 * 121), before=bomb))
 
 
+@pytest.mark.parametrize("texts", [3, 63])
+def test_many_texts_that_inflate_are_refused_together(texts):
+    text = zlib.compress(bytes((1 << 20) - 9))
+    data = png(
+        40, 40, 8, 2, bytes(40 * 121), before=b"".join(chunk(b"zTXt", b"k%d\0\0" % n + text) for n in range(texts))
+    )
+    if texts < 4:
+        assert decode(data).rgb.shape == (40, 40, 3)
+    else:
+        with pytest.raises(UndecodableImage, match="memory used in text"):
+            decode(data)
+
+
 @pytest.mark.parametrize(
     "data",
     [
