@@ -366,7 +366,7 @@ def test_no_picture_outlives_its_request(client, png, path):
     gc.disable()
     try:
         statuses = [client.post_image(path, image).status_code for image in (flat, png, png[:2000], b"rubbish")]
-        left = [one for one in gc.get_objects() if isinstance(one, Picture)]
+        left = [one for one in gc.get_objects() if type(one) is Picture]
     finally:
         gc.enable()
     assert statuses == [200, 200, 422, 415]

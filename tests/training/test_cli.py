@@ -31,7 +31,7 @@ def test_from_tiles_to_a_card_in_four_commands(tissue_train, config, tile_folder
     assert fitted.exit_code == 0 and "accuracy" in fitted.output
     evaluated = tissue_train("evaluate", artifact, tile_folder, "--folder", tmp_path / "scores")
     assert evaluated.exit_code == 0 and "macro_f1" in evaluated.output
-    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["accuracy"]["n"] == 20
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["accuracy"]["n"] == 10  # slides
     assert (tmp_path / "scores" / "confusion.png").exists()
     assert tissue_train("report", artifact, tmp_path / "card.md").exit_code == 0
     card = (tmp_path / "card.md").read_text()
