@@ -24,6 +24,7 @@ from model.runtime import ort
 from training import figures
 from training.bench import bare_step
 from training.config import BadConfig, Compare, Contestant, Fit, read_config
+from training.data import group_by_slide
 from training.export import cpu_options, trace
 from training.findings import fold_floors
 from training.fit import Grouping, OutOfFold, TileSet, cross_validate, make_folds, read_tiles
@@ -167,8 +168,7 @@ def right_of(folds: OutOfFold) -> tuple[Right, NDArray[np.intp]]:
 def group_numbers(folds: OutOfFold) -> NDArray[np.intp]:
     if folds.grouping == "random":
         return np.arange(len(folds.tiles.targets))
-    slides = [record.slide or f"unknown, {i}" for i, record in enumerate(folds.tiles.records)]
-    return np.unique(slides, return_inverse=True)[1]
+    return group_by_slide(folds.tiles.records)
 
 
 def accuracy(right: Right, groups: NDArray[np.intp]) -> Estimate:

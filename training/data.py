@@ -310,6 +310,12 @@ def group_pairs(n: int, pairs: Iterable[Pair]) -> Indices:
     return group
 
 
+def group_by_slide(records: Sequence[Record]) -> Indices:
+    """A group number for each image: the same for all of one slide, its own where the slide is unknown."""
+    slides = [record.slide or f"unknown, {i}" for i, record in enumerate(records)]
+    return np.unique(slides, return_inverse=True)[1]
+
+
 # -- splits --------------------------------------------------------------------------------------------------------
 
 

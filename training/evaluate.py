@@ -14,7 +14,7 @@ from model.pixels import ImageRefused, decode, to_tile
 from model.quality import measure_quality
 from model.scope import Verdict, judge
 from model.session import Classifier, open_classifier
-from training.data import NoClasses, Record, images_below, load_tiles, number_labels, scan, tell_skipped
+from training.data import NoClasses, group_by_slide, images_below, load_tiles, number_labels, scan, tell_skipped
 from training.metrics import Scores, score
 
 
@@ -25,14 +25,10 @@ def evaluate(artifact: Path, images: Path, table: Path | None, image_mpp: float 
     records = found.records
     tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
     targets = number_labels(records, m.class_names)
-    return score(predict_singly(artifact, tiles), targets, m.class_names, group_by_slide(records))
-
-
-def group_by_slide(records: Sequence[Record]) -> NDArray[np.str_] | None:
-    """Tiles of one slide are drawn together, where several are named: they are right, or wrong, together."""
-    if len({record.slide for record in records if record.slide}) < 2:
-        return None
-    return np.array([record.slide or f"unknown, {i}" for i, record in enumerate(records)])
+    names_slides = len({record.slide for record in records if record.slide}) > 1
+    # Tiles of one slide are right, or wrong, together, and so are drawn together.
+    groups = group_by_slide(records) if names_slides else None
+    return score(predict_singly(artifact, tiles), targets, m.class_names, groups)
 
 
 def predict_singly(artifact: Path, tiles: NDArray[np.uint8], precision: Precision = "fp32") -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from training.calibrate import (
     prediction_sets,
     softmax,
 )
+from training.data import group_by_slide
 from training.fit import Distances, Grouping, OutOfFold, TileSet
 from training.floors import floor_predictions
 from training.gate import (
@@ -291,8 +292,7 @@ def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], looks: Looks | N
     seen = folds.folds >= 0  # (R, N)
     repeats, n = seen.shape
     tile = np.broadcast_to(np.arange(n), seen.shape)
-    slides = [record.slide or f"unknown, {i}" for i, record in enumerate(folds.tiles.records)]
-    slide = np.unique(slides, return_inverse=True)[1][tile]
+    slide = group_by_slide(folds.tiles.records)[tile]
     targets = folds.tiles.targets[tile]
     n_folds = folds.folds.max() + 1
     fold = np.arange(repeats)[:, None] * n_folds + folds.folds
