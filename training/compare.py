@@ -2,13 +2,12 @@
 
     tissue-train compare configs/compare.toml
 
-Every fold's answers are kept: killed and started again, a comparison goes on. What isn't finished, or starts from
-weights that aren't there yet, is left open in the table until it is.
+Every fold's answers are kept beside the page: killed and started again, a comparison goes on. What isn't finished, or
+starts from weights that aren't there yet, is left open in the table until it is.
 """
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,40 +22,20 @@ from model.network import Network, build
 from model.runtime import ort
 from training import figures
 from training.bench import bare_step
-from training.config import BadConfig, Compare, Contestant, Fit, read_config
+from training.config import Compare, Fit
+from training.contest import Entrant, Ledger, Tell, choose_finalists, enter, groupings_of, run_folds
 from training.data import group_by_slide
 from training.export import cpu_options, trace
 from training.findings import fold_floors
-from training.fit import Grouping, OutOfFold, TileSet, cross_validate, make_folds, read_tiles
+from training.fit import Grouping, OutOfFold, read_tiles
 from training.metrics import Estimate, bootstrap, count_groups, paired_difference, weighted_mean
 from training.report import table
-from training.run import claim
 from training.train import best_device, freeze
 
-GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
 SERVED_TILES = 40
 TRAINED_STEPS = 6
 
-Tell = Callable[[str], None]
 Right = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """One network with all that its folds need."""
-
-    name: str
-    config: Fit
-    folder: Path
-    against: str
-
-    @property
-    def waits_for(self) -> Path | None:
-        init = self.config.init
-        return None if init is None or init.exists() else init
-
-    def with_rounds(self, rounds: int) -> Fit:
-        return self.config.model_copy(update={"repeats": rounds})
 
 
 @dataclass(frozen=True)
@@ -68,90 +47,12 @@ class Speed:
 def compare(config: Compare, runs: Path, page: Path, tell: Tell, train: bool = True) -> None:
     """Trains what is missing, then writes `page` with its table, and its picture into `images` beside it."""
     entrants = enter(config, runs / config.name)
-    tiles = read_tiles(entrants[0].config)
+    ledger = Ledger.read(page.with_suffix(".jsonl"), entrants, read_tiles(entrants[0].config))
     if train:
-        run_folds(config, entrants, tiles, tell)
-    page.parent.mkdir(parents=True, exist_ok=True)
+        run_folds(config, entrants, ledger, tell)
     picture = page.parent / "images" / f"{page.stem}.png"
-    page.write_text(render(config, entrants, tiles, picture))
-
-
-def enter(config: Compare, folder: Path) -> list[Entrant]:
-    shared = read_config(config.like, [], Fit)
-    first = config.networks[0].name
-    entrants = [
-        Entrant(n.name, settle(n, shared, config), folder / slug(n.name), n.against or first) for n in config.networks
-    ]
-    if len({entrant.folder for entrant in entrants}) != len(entrants):
-        raise BadConfig("networks of one comparison need names that differ in letters, not only in signs")
-    if len({entrant.config.model.tile_px for entrant in entrants}) > 1:
-        raise BadConfig("networks of one comparison look at the same tiles: model.tile_px must be the same for all")
-    return entrants
-
-
-def slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-
-
-def settle(network: Contestant, shared: Fit, config: Compare) -> Fit:
-    """The shared settings, and what this network has of its own."""
-    optimisation = shared.optimisation.model_dump() | network.optimisation
-    content = shared.model_dump() | {"optimisation": optimisation, "folds": config.folds, "repeats": 1}
-    own = {"name": network.name, "model": network.model, "init": network.init, "distil": network.distil}
-    return Fit.model_validate(content | own)
-
-
-# -- folds ---------------------------------------------------------------------------------------------------------
-
-
-def run_folds(config: Compare, entrants: list[Entrant], tiles: TileSet, tell: Tell) -> None:
-    """Random folds of all first, so that there is soon a table; whole slides then; the finalists' rounds last."""
-    ready = [entrant for entrant in entrants if entrant.waits_for is None]
-    for entrant in entrants:
-        if entrant not in ready:
-            tell(f"{entrant.name} waits for {entrant.waits_for}")
-    for entrant in ready:
-        claim(entrant.folder, entrant.config)
-    for grouping in groupings_of(tiles):
-        for entrant in ready:
-            answer(entrant, tiles, grouping, 1, tell)
-    for entrant in choose_finalists(config, ready, tiles):
-        answer(entrant, tiles, "random", config.rounds, tell)
-
-
-def groupings_of(tiles: TileSet) -> tuple[Grouping, ...]:
-    slides = {record.slide for record in tiles.records if record.slide}
-    return GROUPINGS if len(slides) > 1 else ("random",)
-
-
-def answer(entrant: Entrant, tiles: TileSet, grouping: Grouping, rounds: int, tell: Tell) -> None:
-    def tell_whose(line: str) -> None:
-        tell(f"{entrant.name}: {line}")
-
-    cross_validate(entrant.with_rounds(rounds), tiles, entrant.folder / "folds", grouping, tell_whose)
-
-
-def collect(entrant: Entrant, tiles: TileSet, grouping: Grouping, rounds: int) -> OutOfFold | None:
-    """The answers of folds that are all there; else None."""
-    config = entrant.with_rounds(rounds if grouping == "random" else 1)
-    shape = (config.repeats, len(tiles.targets))
-    logits, folds = np.full((*shape, len(tiles.classes)), np.nan, np.float32), np.full(shape, -1)
-    for repeat in range(config.repeats):
-        for number, fold in enumerate(make_folds(tiles, config, grouping, repeat)):
-            finished = entrant.folder / "folds" / f"{grouping}-{repeat}-{number}" / "logits.npy"
-            if not finished.exists():
-                return None
-            logits[repeat, fold.held_out] = np.load(finished)
-            folds[repeat, fold.held_out] = number
-    return OutOfFold(grouping, tiles, logits, folds)
-
-
-def choose_finalists(config: Compare, entrants: list[Entrant], tiles: TileSet) -> list[Entrant]:
-    """The best by one round of random folds, where that is known of all."""
-    found = [(entrant, collect(entrant, tiles, "random", 1)) for entrant in entrants]
-    accuracies = [(right_of(folds)[0].mean(), entrant) for entrant, folds in found if folds is not None]
-    best = sorted(accuracies, key=lambda pair: -pair[0])[: config.finalists]
-    return [entrant for _, entrant in best] if len(best) == config.finalists else []
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(render(config, entrants, ledger, picture))
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
@@ -185,13 +86,14 @@ def clear_tiles(folds: OutOfFold, doubtful: list[str]) -> Right:
 class Results:
     """What is finished, with every figure computed once."""
 
-    def __init__(self, config: Compare, entrants: list[Entrant], tiles: TileSet) -> None:
-        self.config, self.entrants, self.tiles = config, entrants, tiles
+    def __init__(self, config: Compare, entrants: list[Entrant], ledger: Ledger) -> None:
+        self.config, self.entrants, self.ledger = config, entrants, ledger
+        self.tiles = ledger.tiles
         self.doubtful = entrants[0].config.data.doubtful
         self.folds = {
-            (entrant.name, grouping): collect(entrant, tiles, grouping, 1)
+            (entrant.name, grouping): ledger.collect(entrant, grouping, 1)
             for entrant in entrants
-            for grouping in groupings_of(tiles)
+            for grouping in groupings_of(ledger.tiles)
         }
 
     def of(self, name: str, grouping: Grouping) -> OutOfFold | None:
@@ -272,8 +174,8 @@ def served_speed(net: Network, tile_px: int) -> float:
 # -- the page ------------------------------------------------------------------------------------------------------
 
 
-def render(config: Compare, entrants: list[Entrant], tiles: TileSet, picture: Path) -> str:
-    results = Results(config, entrants, tiles)
+def render(config: Compare, entrants: list[Entrant], ledger: Ledger, picture: Path) -> str:
+    results = Results(config, entrants, ledger)
     draw(results, picture)
     sections = [
         "# Networks compared",
@@ -324,7 +226,11 @@ def render_accuracy(results: Results) -> str:
         rows.append([name, *map(show, [random and random[0], random and random[1], slide and slide[0]])])
     head = ["", "folds, all tiles", f"folds, without {', '.join(results.doubtful) or 'none'}", "leave-slide-out"]
     text = table(head, rows)
-    waiting = [f"{e.name} (starts from `{e.waits_for}`)" for e in results.entrants if e.waits_for]
+    waiting = [
+        f"{e.name} (starts from `{e.waits_for}`)"
+        for e in results.entrants
+        if e.waits_for and not results.of(e.name, "random")
+    ]
     if waiting:
         text += f"\n\nNot run, as the weights they start from are not there: {', '.join(waiting)}."
     return text
@@ -341,9 +247,9 @@ def render_differences(results: Results) -> str:
 
 
 def render_finalists(results: Results) -> str:
-    config, tiles = results.config, results.tiles
-    finalists = choose_finalists(config, results.entrants, tiles)
-    found = [(entrant.name, collect(entrant, tiles, "random", config.rounds)) for entrant in finalists]
+    config, ledger = results.config, results.ledger
+    finalists = choose_finalists(config, results.entrants, ledger)
+    found = [(entrant.name, ledger.collect(entrant, "random", config.rounds)) for entrant in finalists]
     known = [(name, right_of(folds), clear_tiles(folds, results.doubtful)) for name, folds in found if folds]
     if not known or len(known) < config.finalists or config.rounds < 2:
         return ""

@@ -254,21 +254,35 @@ def cross_validate(
     logits = np.full((repeats, n, len(tiles.classes)), np.nan, np.float32)
     folds = np.full((repeats, n), -1)
     distances = np.full((count_versions(n), repeats, n), np.nan, np.float32)
-    for repeat in range(repeats):
-        for number, fold in enumerate(make_folds(tiles, config, grouping, repeat)):
-            place = folder / f"{grouping}-{repeat}-{number}"
-            answer = answer_fold(config, tiles, fold, place, repeat)
-            logits[repeat, fold.held_out], distances[:, repeat, fold.held_out] = answer
-            folds[repeat, fold.held_out] = number
-            right = (logits[repeat, fold.held_out].argmax(1) == tiles.targets[fold.held_out]).mean()
-            tell(f"{place.name}, {fold.name}: {right:.3f} of {len(fold.held_out)}")
+    for one in make_folds(tiles, config, grouping, repeats):
+        place, held_out = folder / one.name, one.fold.held_out
+        answer = answer_fold(config, tiles, one.fold, place, one.repeat)
+        logits[one.repeat, held_out], distances[:, one.repeat, held_out] = answer
+        folds[one.repeat, held_out] = one.number
+        right = (answer[0].argmax(1) == tiles.targets[held_out]).mean()
+        tell(f"{one.name}, {one.fold.name}: {right:.3f} of {len(held_out)}")
     return OutOfFold(grouping, tiles, logits, folds, distances)
 
 
-def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeat: int) -> list[Fold]:
-    if grouping == "slide":
-        return slide_folds(tiles.records)
-    return random_folds(tiles.targets, config.folds, repeat, together(tiles))
+class NumberedFold(NamedTuple):
+    name: str  # as its folder is called
+    repeat: int
+    number: int
+    fold: Fold
+
+
+def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeats: int) -> list[NumberedFold]:
+    """All folds of all repeats; a slide can be left out in one way only."""
+    rounds = (
+        [slide_folds(tiles.records)]
+        if grouping == "slide"
+        else [random_folds(tiles.targets, config.folds, repeat, together(tiles)) for repeat in range(repeats)]
+    )
+    return [
+        NumberedFold(f"{grouping}-{repeat}-{number}", repeat, number, fold)
+        for repeat, folds in enumerate(rounds)
+        for number, fold in enumerate(folds)
+    ]
 
 
 def answer_fold(config: Fit, tiles: TileSet, fold: Fold, place: Path, repeat: int) -> tuple[Logits, Distances]:

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, get_args
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +61,7 @@ def fit_and_export(config: Fit, folder: Path) -> Manifest:
 def claim(folder: Path, config: Fit | Pretrain, aside: frozenset[str] = AFTER_TRAINING) -> None:
     """A folder belongs to one config, and to the weights that it starts from: with others two runs would mix."""
     path = folder / "config.json"
-    content = json.loads(config.model_dump_json(exclude=set(aside)))
-    if config.init is not None and config.init.exists():
-        content["init_sha256"] = digest(config.init)
+    content = describe_settings(config, aside)
     if path.exists() and (before := json.loads(path.read_text())) != content:
         different = sorted(key for key in content if content[key] != before.get(key))
         raise BadConfig(
@@ -71,6 +69,13 @@ def claim(folder: Path, config: Fit | Pretrain, aside: frozenset[str] = AFTER_TR
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
+
+
+def describe_settings(config: Fit | Pretrain, aside: frozenset[str] = AFTER_TRAINING) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(config.model_dump_json(exclude=set(aside)))
+    if config.init is not None and config.init.exists():
+        content["init_sha256"] = digest(config.init)
+    return content
 
 
 def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], None]) -> list[Metric]:

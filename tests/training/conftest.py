@@ -7,7 +7,7 @@ import pytest
 from model.vit import ViTConfig
 from training import synthetic
 from training.augment import Augmentation
-from training.config import Fit, Labelled, Optimisation
+from training.config import Compare, Fit, Labelled, Optimisation, read_config
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +28,22 @@ def small_fit(tile_folder) -> Fit:
         optimisation=Optimisation(steps=4, batch=8, token_drop=0.5, validate_every=4, checkpoint_every=4),
         repeats=2,
     )
+
+
+@pytest.fixture
+def contest_config(tile_folder, tmp_path) -> Compare:
+    """A ViT, a ResNet, and a ViT whose weights aren't there yet."""
+    (tmp_path / "shared.toml").write_text(
+        f'name = "x"\n[data]\nfolder = "{tile_folder}"\nclasses = ["Tumor", "Stroma", "Lympho"]\n'
+        "[augment]\njpeg = 0.0\nblur = 0.0\nlow_resolution = 0.0\n"
+        "[optimisation]\nsteps = 2\nbatch = 8\ntoken_drop = 0.5\nvalidate_every = 2\ncheckpoint_every = 2\n"
+    )
+    (tmp_path / "compare.toml").write_text(
+        f'name = "c"\nlike = "{tmp_path}/shared.toml"\nfolds = 2\nrounds = 2\nfinalists = 1\n'
+        '[[networks]]\nname = "small ViT"\nmodel = { width = 24, layers = 1, heads = 2 }\n'
+        '[[networks]]\nname = "ResNet"\noptimisation = { token_drop = 0.0, steps = 1 }\n'
+        'model = { architecture = "resnet", widths = [8, 8, 8, 8], blocks = [1, 1, 1, 1] }\n'
+        '[[networks]]\nname = "ViT from elsewhere"\nmodel = { width = 24, layers = 1, heads = 2 }\n'
+        f'init = "{tmp_path}/later.pt"\nagainst = "ResNet"\n'
+    )
+    return read_config(tmp_path / "compare.toml", [], Compare)

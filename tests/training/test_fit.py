@@ -72,12 +72,12 @@ def test_a_flipped_copy_stays_in_the_fold_of_its_original(small_fit, tiles):
     twice.tiles[30] = twice.tiles[0][::-1]
     groups = together(twice)
     assert groups[30] == groups[0] and len(set(groups)) == 30
-    for fold in make_folds(twice, small_fit, "random", 0):
+    for _, _, _, fold in make_folds(twice, small_fit, "random", 1):
         assert (0 in fold.held_out) == (30 in fold.held_out)
 
 
 def test_folds_by_slide_never_split_a_slide(small_fit, tiles):
-    for fold in make_folds(tiles, small_fit, "slide", 0):
+    for _, _, _, fold in make_folds(tiles, small_fit, "slide", 1):
         out = {tiles.records[i].slide for i in fold.held_out}
         assert len(out) == 1 and not out & {tiles.records[i].slide for i in fold.train}
 

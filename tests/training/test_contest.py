@@ -1,0 +1,100 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from training.config import BadConfig, Compare, Fit, read_config
+from training.contest import Ledger, choose_finalists, enter, run_folds
+from training.fit import make_folds, read_tiles
+
+
+@pytest.fixture
+def entrants(contest_config, tmp_path):
+    return enter(contest_config, tmp_path / "runs")
+
+
+@pytest.fixture
+def tiles(entrants):
+    return read_tiles(entrants[0].config)
+
+
+@pytest.fixture
+def ledger(entrants, tiles, tmp_path):
+    return Ledger.read(tmp_path / "page.jsonl", entrants, tiles)
+
+
+def test_networks_share_all_settings_but_their_own(contest_config, entrants):
+    shared = read_config(contest_config.like, [], Fit)
+    vit, resnet, _ = (entrant.config for entrant in entrants)
+    assert vit.data == resnet.data == shared.data and vit.augment == resnet.augment == shared.augment
+    assert vit.optimisation == shared.optimisation and vit.folds == 2
+    assert (resnet.optimisation.steps, resnet.optimisation.token_drop, resnet.optimisation.batch) == (1, 0, 8)
+
+
+def test_what_was_answered_is_read_back(ledger, entrants, tiles, tmp_path):
+    logits = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    ledger.add(entrants[0], "random-0-0", logits)
+    ledger.add(entrants[1], "random-0-0", -logits)
+    again = Ledger.read(tmp_path / "page.jsonl", entrants, tiles).answers
+    assert again.keys() == ledger.answers.keys() == {("small ViT", "random-0-0"), ("ResNet", "random-0-0")}
+    np.testing.assert_array_equal(again["ResNet", "random-0-0"], ledger.answers["ResNet", "random-0-0"])
+    np.testing.assert_allclose(again["small ViT", "random-0-0"], logits, atol=5e-4)
+    assert Ledger.read(tmp_path / "page.jsonl", entrants[2:], tiles).answers == {}
+
+
+def test_answers_of_other_networks_or_tiles_are_not_mixed_in(ledger, entrants, tiles, tmp_path):
+    ledger.add(entrants[0], "random-0-0", np.zeros((3, 3), np.float32))
+    longer = entrants[0].config.optimisation.model_copy(update={"steps": 3})
+    changed = dataclasses.replace(entrants[0], config=entrants[0].config.model_copy(update={"optimisation": longer}))
+    with pytest.raises(BadConfig, match=r"page.jsonl holds answers of small ViT with other settings; give it"):
+        Ledger.read(tmp_path / "page.jsonl", [changed], tiles)
+    with pytest.raises(BadConfig, match="small ViT with other tiles"):
+        Ledger.read(tmp_path / "page.jsonl", entrants, tiles.subset(np.arange(10)))
+
+
+def test_answers_stay_when_the_weights_they_began_from_are_gone_and_not_when_they_are_others(entrants, tiles, tmp_path):
+    weights, path = tmp_path / "later.pt", tmp_path / "page.jsonl"
+    weights.write_bytes(b"these")
+    Ledger.read(path, entrants, tiles).add(entrants[2], "random-0-0", np.zeros((3, 3), np.float32))
+    weights.unlink()
+    assert ("ViT from elsewhere", "random-0-0") in Ledger.read(path, entrants, tiles).answers
+    weights.write_bytes(b"those")
+    with pytest.raises(BadConfig, match="ViT from elsewhere with other weights"):
+        Ledger.read(path, entrants, tiles)
+
+
+def test_a_fold_that_was_begun_from_other_weights_is_not_continued(contest_config, entrants, ledger, tmp_path):
+    (tmp_path / "later.pt").write_bytes(b"these")
+    entrants[2].folder.mkdir(parents=True)
+    (entrants[2].folder / "config.json").write_text('{"init_sha256": "of those"}')
+    with pytest.raises(BadConfig, match=r"holds a run with other \['augment', .*'init_sha256'"):
+        run_folds(contest_config, entrants[2:], ledger, print)
+
+
+def test_the_best_by_one_round_are_the_finalists(contest_config, entrants, ledger, tiles):
+    assert choose_finalists(contest_config, entrants[:2], ledger) == []
+    truth = np.eye(3, dtype=np.float32)[tiles.targets]
+    for entrant, answers in zip(entrants[:2], (truth[:, ::-1], truth), strict=True):
+        for one in make_folds(tiles, entrant.config, "random", 1):
+            ledger.add(entrant, one.name, answers[one.fold.held_out])
+    assert choose_finalists(contest_config, entrants[:2], ledger) == [entrants[1]]
+    found = ledger.collect(entrants[1], "random", 1)
+    assert found is not None and (found.logits[0].argmax(1) == tiles.targets).all()
+    assert ledger.collect(entrants[1], "random", 2) is None and ledger.collect(entrants[1], "slide", 1) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "ResNet"', 'name = "small ViT"', "names must differ"),
+        ('against = "ResNet"', 'against = "Resnet"', "nothing is named Resnet"),
+        ("token_drop = 0.0", "token_drop = 0.5", "resnet has no tokens to drop"),
+        ("widths = [8, 8, 8, 8]", "width = 8", "unknown key 'width'; the nearest known one is 'widths'"),
+        ('"resnet"', '"vgg"', "vgg"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(contest_config, tmp_path, old, new, message):
+    path = tmp_path / "compare.toml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises((BadConfig, ValueError), match=message):
+        enter(read_config(path, [], Compare), tmp_path / "runs")

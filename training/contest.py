@@ -1,0 +1,173 @@
+"""Several networks on the very same folds, and what each answered there, kept line by line.
+
+What was answered outlives the runs: `docs/comparison.jsonl` lies beside the page that is written from it, and a
+comparison that was begun on one machine goes on with another.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from training.config import BadConfig, Compare, Contestant, Fit, read_config
+from training.fit import Grouping, Logits, OutOfFold, TileSet, answer_fold, make_folds
+from training.run import claim, describe_settings
+
+GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
+DECIMALS = 3  # of the logits that are kept
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One network with all that its folds need."""
+
+    name: str
+    config: Fit
+    folder: Path
+    against: str
+
+    @property
+    def waits_for(self) -> Path | None:
+        init = self.config.init
+        return None if init is None or init.exists() else init
+
+
+def enter(config: Compare, folder: Path) -> list[Entrant]:
+    shared = read_config(config.like, [], Fit)
+    first = config.networks[0].name
+    entrants = [
+        Entrant(n.name, settle(n, shared, config), folder / slug(n.name), n.against or first) for n in config.networks
+    ]
+    if len({entrant.folder for entrant in entrants}) != len(entrants):
+        raise BadConfig("networks of one comparison need names that differ in letters, not only in signs")
+    if len({entrant.config.model.tile_px for entrant in entrants}) > 1:
+        raise BadConfig("networks of one comparison look at the same tiles: model.tile_px must be the same for all")
+    return entrants
+
+
+def slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def settle(network: Contestant, shared: Fit, config: Compare) -> Fit:
+    """The shared settings, and what this network has of its own."""
+    optimisation = shared.optimisation.model_dump() | network.optimisation
+    content = shared.model_dump() | {"optimisation": optimisation, "folds": config.folds, "repeats": 1}
+    own = {"name": network.name, "model": network.model, "init": network.init, "distil": network.distil}
+    return Fit.model_validate(content | own)
+
+
+# -- what was answered ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ledger:
+    """Lines of JSON, one for each finished fold of a network: what it was, and its logits of the tiles held out."""
+
+    path: Path
+    tiles: TileSet
+    answers: dict[tuple[str, str], Logits] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, entrants: list[Entrant], tiles: TileSet) -> "Ledger":
+        """Answers by other settings, from other weights or of other tiles would be compared with what they are not."""
+        ledger = cls(path, tiles)
+        known = {entrant.name: ledger.origin(entrant) for entrant in entrants}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            kept = json.loads(line)
+            name, fold, logits = (kept.pop(key) for key in ("network", "fold", "logits"))
+            if name not in known:
+                continue
+            # Where the weights that a network starts from are gone, what they were is still written here.
+            expected = known[name] if known[name]["weights"] else known[name] | {"weights": kept["weights"]}
+            if different := sorted(key for key in expected if kept[key] != expected[key]):
+                raise BadConfig(
+                    f"{path} holds answers of {name} with other {' and '.join(different)}; "
+                    "give it another name, or take its lines out to answer anew"
+                )
+            ledger.answers[name, fold] = np.array(logits, np.float32)
+        return ledger
+
+    def origin(self, entrant: Entrant) -> dict[str, str | None]:
+        content = describe_settings(entrant.config)
+        weights = content.pop("init_sha256", None)
+        shown = [
+            [record.sha256, int(target)] for record, target in zip(self.tiles.records, self.tiles.targets, strict=True)
+        ]
+        return {"settings": digest_json(content), "weights": weights, "tiles": digest_json(shown)}
+
+    def add(self, entrant: Entrant, fold: str, logits: Logits) -> None:
+        rounded = [[round(float(value), DECIMALS) for value in row] for row in logits]
+        line = {"network": entrant.name, "fold": fold, **self.origin(entrant), "logits": rounded}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.answers[entrant.name, fold] = np.array(rounded, np.float32)
+
+    def collect(self, entrant: Entrant, grouping: Grouping, rounds: int) -> OutOfFold | None:
+        """The answers of folds that are all there; else None."""
+        rounds = rounds if grouping == "random" else 1
+        shape = (rounds, len(self.tiles.targets))
+        logits = np.full((*shape, len(self.tiles.classes)), np.nan, np.float32)
+        folds = np.full(shape, -1)
+        for one in make_folds(self.tiles, entrant.config, grouping, rounds):
+            answered = self.answers.get((entrant.name, one.name))
+            if answered is None:
+                return None
+            logits[one.repeat, one.fold.held_out] = answered
+            folds[one.repeat, one.fold.held_out] = one.number
+        return OutOfFold(grouping, self.tiles, logits, folds)
+
+
+def digest_json(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# -- folds ---------------------------------------------------------------------------------------------------------
+
+
+def run_folds(config: Compare, entrants: list[Entrant], ledger: Ledger, tell: Tell) -> None:
+    """Random folds of all first, so that there is soon a table; whole slides then; the finalists' rounds last."""
+    ready = [entrant for entrant in entrants if entrant.waits_for is None]
+    for entrant in entrants:
+        if entrant not in ready:
+            tell(f"{entrant.name} waits for {entrant.waits_for}")
+    for grouping in groupings_of(ledger.tiles):
+        for entrant in ready:
+            answer(entrant, ledger, grouping, 1, tell)
+    for entrant in choose_finalists(config, ready, ledger):
+        answer(entrant, ledger, "random", config.rounds, tell)
+
+
+def groupings_of(tiles: TileSet) -> tuple[Grouping, ...]:
+    slides = {record.slide for record in tiles.records if record.slide}
+    return GROUPINGS if len(slides) > 1 else ("random",)
+
+
+def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, tell: Tell) -> None:
+    tiles = ledger.tiles
+    for one in make_folds(tiles, entrant.config, grouping, rounds):
+        if (entrant.name, one.name) in ledger.answers:
+            continue
+        claim(entrant.folder, entrant.config)
+        logits, _ = answer_fold(entrant.config, tiles, one.fold, entrant.folder / "folds" / one.name, one.repeat)
+        ledger.add(entrant, one.name, logits)
+        right = (logits.argmax(1) == tiles.targets[one.fold.held_out]).mean()
+        tell(f"{entrant.name}: {one.name}, {one.fold.name}: {right:.3f} of {len(one.fold.held_out)}")
+
+
+def choose_finalists(config: Compare, entrants: list[Entrant], ledger: Ledger) -> list[Entrant]:
+    """The best by one round of random folds, where that is known of all."""
+    found = [(entrant, ledger.collect(entrant, "random", 1)) for entrant in entrants]
+    accuracies = [(share_right(folds), entrant) for entrant, folds in found if folds is not None]
+    best = sorted(accuracies, key=lambda pair: -pair[0])[: config.finalists]
+    return [entrant for _, entrant in best] if len(best) == config.finalists else []
+
+
+def share_right(folds: OutOfFold) -> float:
+    return float((folds.logits[0].argmax(axis=1) == folds.tiles.targets).mean())
