@@ -73,7 +73,7 @@ def find_trace(request: Request) -> Trace:
     openapi_extra=docs.ONE_IMAGE,
 )
 async def predict(request: Request, options: Annotated[schemas.PredictOptions, Query()]) -> Response:
-    """Which tissue, how sure, and whether to rely on it."""
+    """Which tissue, how sure, and any cause for doubt."""
     service, trace = find_service(request), find_trace(request)
     service.let_in(VIEWS if options.tta else 1)
     upload = await read_image(request)

@@ -17,8 +17,8 @@ class ScaleOptions(BaseModel):
 
     mpp: float | None = Field(
         None,
-        description="Micrometres per pixel of the picture, 0.1 to 5. Given (or tagged in a TIFF), the picture is "
-        "brought to the model's scale and its centre is taken; unknown, the whole centre square is resized.",
+        description="Micrometres per pixel of the picture, 0.1 to 5. If given, or tagged in the file, the picture is "
+        "rescaled and only its centre tile is judged; if not, the whole centre square is resized.",
         examples=[0.495],
     )
 
@@ -162,7 +162,7 @@ class Prediction(BaseModel):
     )
     prediction_set: PredictionSet | None = Field(description="Null while the artefact has no thresholds for it.")
     verdict: Literal["ok", "uncertain", "out_of_scope"] = Field(
-        description="Whether to rely on the label: `out_of_scope` means that the picture is none the model can judge.",
+        description="`out_of_scope`: not for this model; `uncertain`: unusual; `ok`: neither, yet it can be wrong.",
         examples=["ok"],
     )
     reasons: list[Reason] = Field(description="Why the verdict is not `ok`.", examples=[[]])

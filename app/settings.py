@@ -34,16 +34,16 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="Where it runs. `cuda` refuses to start without a working GPU; `auto` takes one that works.",
+        description="`cuda` refuses to start without a working GPU, `auto` uses one that works, `cpu` never does.",
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
-        "auto", description="Which variant of the graphs runs. `auto` means fp32."
+        "auto", description="Graphs to run: `fp32`, `fp16`, `int8`; `auto` means fp32."
     )
     max_batch: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Most tiles in one model call. Unset: 1 on a CPU, where more gain nothing; 32 on a GPU.",
+        description="Most tiles in one model call. Unset: 1 on a CPU, where more gain little; 32 on a GPU.",
     )
     max_queue: int = Field(
         256,
@@ -61,8 +61,8 @@ class Settings(BaseSettings):
         2_000,
         ge=0,
         le=600_000,
-        description="After SIGTERM the service goes on listening for this many milliseconds, not ready and refusing "
-        "new work with 503, so that balancers notice; work in hand may then take what is left of its deadline.",
+        description="Milliseconds after SIGTERM in which it still listens, but reports not ready and answers new work "
+        "with 503, so that load balancers notice; accepted requests keep their deadline.",
     )
     max_body_mib: float = Field(32, ge=0.001, le=4096, description="Largest request body, in MiB.")
     max_megapixels: float = Field(
@@ -90,13 +90,13 @@ class Settings(BaseSettings):
         (), description="Comma-separated keys. When set, POST routes, /model and /metrics ask for one of them."
     )
     api_keys_file: Path | None = Field(
-        None, description="File with one key per line, read at the start; its keys are added to those of API_KEYS."
+        None, description="File with one key per line, read at startup, in addition to those of TISSUE_API_KEYS."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Comma-separated origins whose pages may call the service, e.g. https://viewer.example.",
     )
-    log_format: Literal["json", "text"] = Field("text", description="Form of the log lines on stderr.")
+    log_format: Literal["json", "text"] = Field("text", description="Log lines on stderr: `text` or `json`.")
 
     # Read once: a worker that is started anew must not find the file emptied, and the door open.
     _keys_of_file: frozenset[str] = frozenset()

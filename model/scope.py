@@ -114,7 +114,7 @@ def find_doubtful(quality: Quality, distance: float | None, confidence: float, g
     if not confidence >= gate.min_confidence:
         yield Doubt(
             "low_confidence",
-            f"The most likely class has {confidence:.0%}; below {gate.min_confidence:.0%} it is often wrong.",
+            f"The most likely class has only {confidence:.0%}, at least {gate.min_confidence:.0%} is usual.",
         )
     if not quality.sharpness >= gate.min_sharpness:
         yield Doubt(

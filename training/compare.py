@@ -1,4 +1,4 @@
-"""Networks and simple machines on the very same folds, each with its interval, its cost, and what it is better by.
+"""Networks and simple baselines on the very same folds, each with its interval, its cost, and what it is better by.
 
     tissue-train compare configs/compare.toml
 
@@ -116,7 +116,7 @@ class Results:
 
     @cached_property
     def floors(self) -> dict[str, dict[Grouping, tuple[Estimate, Estimate]]]:
-        """Accuracy of the machines without a network on all tiles and on the clear ones; the same folds, once."""
+        """Accuracy of the baselines without a network on all tiles and on the clear ones; the same folds, once."""
         found: dict[str, dict[Grouping, tuple[Estimate, Estimate]]] = {}
         for grouping in groupings_of(self.tiles):
             folds = next((f for (_, g), f in self.folds.items() if g == grouping and f is not None), None)

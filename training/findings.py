@@ -69,7 +69,7 @@ class Answers:
     tiles: NDArray[np.intp]  # (M,) the tile of each row
     groups: NDArray[np.intp]  # (M,) the tile, or the slide, of each row: what is drawn together
     folds: NDArray[np.intp]  # (M,) unique over the repeats
-    floors: dict[str, NDArray[np.float64]]  # probabilities (M, K) of machines without a network, on the same rows
+    floors: dict[str, NDArray[np.float64]]  # probabilities (M, K) of baselines without a network, on the same rows
     signs: Signs  # what the gate looks at, on the same rows
     grouping: Grouping = "random"
 
@@ -319,7 +319,7 @@ def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], looks: Looks | N
 
 
 def fold_floors(folds: OutOfFold) -> dict[str, NDArray[np.float64]]:
-    """The machines without a network, trained and tried on the very same folds: rows as in the logits seen."""
+    """The baselines without a network, trained and tried on the very same folds: rows as in the logits seen."""
     tiles, targets = folds.tiles.tiles, folds.tiles.targets
     k = len(folds.tiles.classes)
     found: dict[str, NDArray[np.float64]] = {}

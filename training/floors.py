@@ -1,4 +1,4 @@
-"""What simple machines reach without any network: the floors that stand beside every model.
+"""What simple baselines reach without any network: the floors that stand beside every model.
 
 Tiles enter as pixels, uint8 (N, S, S, 3); class probabilities leave, so that floors and models are scored alike.
 """
@@ -85,7 +85,7 @@ KIND_OF_CODE = np.array([kind_of(code) for code in range(256)])
 N_KINDS = 10
 
 
-# -- machines ------------------------------------------------------------------------------------------------------
+# -- baselines -----------------------------------------------------------------------------------------------------
 
 
 def nearest_mean(features: Features, targets: Ints, test_features: Features, n_classes: int) -> Probabilities:

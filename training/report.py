@@ -52,9 +52,9 @@ def render_metrics(metrics: list[Metric]) -> str:
     if not metrics:
         return "Nothing was held out, so nothing is known."
     parts = [
-        "In brackets the 95 % interval of a bootstrap; n counts the tiles, or the slides, that were drawn again. Where "
-        "folds or slides were held out, each answer comes from a network that didn't learn from them; the network that "
-        "is exported learnt from all."
+        "In brackets the 95 % bootstrap interval; n counts the tiles, or the slides, that were resampled. Where folds "
+        "or slides were held out, each answer comes from a network that didn't learn from them; the exported network "
+        "learnt from all tiles."
     ]
     for protocol, group in groupby(metrics, key=lambda metric: metric.protocol):
         rows = [[x.name, f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]", str(x.n)] for x in group]
@@ -153,7 +153,7 @@ def conclude(judged: JudgedMaps) -> str:
     for name in [method for method in METHODS if method in {score.map for score in judged.scores}]:
         better = [metric for metric, question in QUESTIONS.items() if beats_no_model(judged.scores, name, metric)]
         if not better:
-            sentences.append(f"`{name}` carries nothing that a map without a model doesn't carry as well.")
+            sentences.append(f"`{name}` does no better than a map drawn without a model.")
         elif len(better) < len(QUESTIONS) and name not in judged.beat_all:
             lacking = next(question for metric, question in QUESTIONS.items() if metric not in better)
             sentences.append(f"`{name}` says nothing about {lacking}.")

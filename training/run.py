@@ -98,7 +98,7 @@ def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], Non
 
 
 def draw(answers: Answers, temperature: float, classes: list[str], folder: Path) -> None:
-    """What was confused with what, what confidence is worth, and the network beside the machines without one."""
+    """What was confused with what, what confidence is worth, and the network beside the baselines without one."""
     folder.mkdir(exist_ok=True)
     probabilities = softmax(answers.logits, temperature)
     scores = score(probabilities, answers.targets, classes, answers.groups)

@@ -230,7 +230,7 @@ def test_the_winner_is_above_every_map_without_a_model_on_both(judged):
 def test_the_verdict_in_words_names_winner_and_losers(judged):
     words = conclude(judged)
     assert "the intervals apart: `evidence`" in words
-    assert "`attention` carries nothing" in words
+    assert "`attention` does no better" in words
     assert "`rollout` says nothing about which patches are of which class" in words
 
 

@@ -62,10 +62,10 @@ function describeMetrics({ metrics }) {
 function tellAccuracy(metrics) {
   const accuracy = metrics.find(({ name }) => name === "accuracy");
   if (!accuracy) return "";
-  const isMachine = ({ name, protocol }) => name.startsWith("accuracy of ") && protocol === accuracy.protocol;
-  const machines = metrics.filter(isMachine); // others are of some of the answers only, and their protocol says of which
-  const best = machines.reduce((found, metric) => (!found || metric.value > found.value ? metric : found), null);
-  const beside = best ? ` The best simple machine beside it (${best.name.slice("accuracy of ".length)}): ${Math.round(100 * best.value)}.` : "";
+  const isBaseline = ({ name, protocol }) => name.startsWith("accuracy of ") && protocol === accuracy.protocol;
+  const baselines = metrics.filter(isBaseline); // others are of some of the answers only, and their protocol says of which
+  const best = baselines.reduce((found, metric) => (!found || metric.value > found.value ? metric : found), null);
+  const beside = best ? ` The best baseline without a network (${best.name.slice("accuracy of ".length)}): ${Math.round(100 * best.value)}.` : "";
   return `Right for ${Math.round(100 * accuracy.value)} of 100 tiles (${Math.round(100 * accuracy.low)} to ${Math.round(100 * accuracy.high)}).${beside}`;
 }
 
