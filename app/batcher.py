@@ -37,7 +37,7 @@ class ShuttingDown(RuntimeError):
 
 
 class CallFailed(RuntimeError):
-    """The call that should have answered raised, or answered with, what is given as the cause."""
+    """The call that should have answered raised what is given as the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,15 +255,16 @@ def _deliver(
         submission = place.submission
         submission.started_at = min(submission.started_at, started_at)
         submission.finished_at = finished_at
-        result = error or results[position]
-        if isinstance(result, Exception):
+        if error is not None:
             failure = CallFailed(f"a call with {len(places)} items failed")
-            failure.__cause__ = result  # one failure a waiter: each adds its own traceback
+            failure.__cause__ = error  # one failure a waiter: each adds its own traceback
             _settle(submission.done, failure)
-            continue
-        submission.results[place.index] = result
-        if len(submission.results) == submission.size:
-            _settle(submission.done, None)
+        elif isinstance(result := results[position], Exception):
+            _settle(submission.done, result)
+        else:
+            submission.results[place.index] = result
+            if len(submission.results) == submission.size:
+                _settle(submission.done, None)
 
 
 def _settle(done: asyncio.Future[None], error: Exception | None) -> None:

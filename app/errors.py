@@ -20,10 +20,10 @@ from app.answers import CoverageUnavailable
 from app.batcher import QueueFull, ShuttingDown
 from app.deadline import ClientHungUp, DeadlineExceeded
 from app.intake import EmptyBody, MalformedForm, StalledUpload, TooManyImages, WrongContentType, WrongField
-from app.maps import LayerOutOfRange, MethodUnavailable, TargetUnknown
+from app.maps import LayerOutOfRange, MethodUnavailable, TargetUnknown, UnsuitableOptions
 from app.middleware import BodyTooLarge, TooManyUploads, WrongKey
 from app.negotiation import NothingAcceptable
-from app.service import NotReady, UnsuitableOptions
+from app.service import NotReady
 from model.pixels import (
     AnimatedImage,
     EmptyImage,

@@ -1,19 +1,18 @@
-"""Which numbers over the patch grid answer a request for a map, and the eight views of a tile and back.
-
-tile --look_from--> view --model--> map of the view --look_back--> map of the tile
-"""
+"""Which method answers a request for a map, and which numbers over the patch grid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.schemas import AttentionOptions
 from model.maps import Floats, Method, fall_of_logits
 from model.session import Explanations, Predictions
 
-VIEWS = 8  # rotations and reflections of a square
+# Options that one method alone has; given without a method they name theirs.
+OWNERS: dict[str, Method] = {"layer": "attention", "head": "attention", "layout": "attention", "masks": "occlusion"}
 
 
 class TargetUnknown(ValueError):
@@ -25,6 +24,10 @@ class LayerOutOfRange(ValueError):
 
 
 class MethodUnavailable(ValueError):
+    pass
+
+
+class UnsuitableOptions(ValueError):
     pass
 
 
@@ -43,27 +46,22 @@ class Drawable:
     uniform_level: float | None = None
 
 
-def look_from(tile: NDArray[Any], view: int) -> NDArray[Any]:
-    """View 0 is the tile itself; 1 to 3 are turned, 4 to 7 mirrored as well."""
-    turned = np.rot90(tile, view % 4, axes=(0, 1))
-    return np.ascontiguousarray(turned if view < 4 else turned[:, ::-1])
-
-
-def look_back(grid: Floats, view: int) -> Floats:
-    unmirrored = grid if view < 4 else grid[..., ::-1]
-    return np.rot90(unmirrored, -(view % 4), axes=(-2, -1))
-
-
-def merge_views(views: list[Explanations]) -> Explanations:
-    """Maps of all views, turned back onto the tile and averaged, as are the numbers."""
-    if len(views) == 1:
-        return views[0]
-    grids = ("attention", "rollout", "evidence")
-    turned = [
-        {name: look_back(value, view) if name in grids else value for name, value in vars(explanations).items()}
-        for view, explanations in enumerate(views)
-    ]
-    return Explanations(**{name: np.mean([one[name] for one in turned], axis=0) for name in turned[0]})
+def choose_method(options: AttentionOptions, default: Method) -> Method:
+    """What the options mean. One that would be overlooked is refused: its map would be taken for another."""
+    given = [name for name in OWNERS if getattr(options, name) != AttentionOptions.model_fields[name].default]
+    owners = {OWNERS[name] for name in given}
+    if options.method and owners - {options.method}:
+        foreign = next(name for name in given if OWNERS[name] != options.method)
+        raise UnsuitableOptions(f"{options.method} has no {foreign}, {OWNERS[foreign]} has; leave one of them out")
+    if len(owners) > 1:
+        raise UnsuitableOptions(f"no method has {' and '.join(given)}; ask for one map at a time")
+    if options.layout == "heads" and len(given) > 1:
+        raise UnsuitableOptions("layout=heads shows all layers and heads; leave out layer and head")
+    if options.method or owners:
+        return options.method or owners.pop()
+    # Attention and rollout are of no class, occlusion isn't merged over views; by name they can be had all the same.
+    of_no_class = options.target is not None and default in ("attention", "rollout")
+    return "evidence" if of_no_class or (options.tta and default == "occlusion") else default
 
 
 def find_class(names: list[str], target: str) -> int:

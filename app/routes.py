@@ -19,15 +19,14 @@ from app.batcher import QueueFull
 from app.deadline import DeadlineExceeded, attended
 from app.errors import describe
 from app.intake import Upload, read_image, read_images
-from app.maps import VIEWS, Drawable
+from app.maps import Drawable, choose_method
 from app.metrics import CONTENT_TYPE, Metrics
 from app.negotiation import JSON, NPY, PNG, choose_type
 from app.options import OptionsRoute
 from app.overlay import draw_heads, draw_overlay
 from app.samples import Sample
-from app.service import MapOptions, Service, count_places
+from app.service import Service, count_places
 from app.trace import Trace
-from model.maps import Method
 
 log = logging.getLogger("tissue")
 
@@ -75,10 +74,10 @@ def find_trace(request: Request) -> Trace:
 async def predict(request: Request, options: Annotated[schemas.PredictOptions, Query()]) -> Response:
     """Which tissue, how sure, and any cause for doubt."""
     service, trace = find_service(request), find_trace(request)
-    service.let_in(VIEWS if options.tta else 1)
+    service.let_in(options)
     upload = await read_image(request)
     async with attended(request, service.deadline_s):
-        prediction = await service.predict(upload.data, trace, **vars(options))
+        prediction = await service.predict(upload.data, trace, options)
     return Response(prediction.model_dump_json(), media_type=JSON)
 
 
@@ -94,11 +93,9 @@ async def predict(request: Request, options: Annotated[schemas.PredictOptions, Q
 async def predict_batch(request: Request, options: Annotated[schemas.PredictOptions, Query()]) -> Response:
     """One item an image, in order: its prediction, or its own error. A bad image fails alone."""
     service, trace = find_service(request), find_trace(request)
-    places = VIEWS if options.tta else 1
-    service.let_in(places)
-    service.check_options(options.mpp, options.coverage)  # wrong for one is wrong for all
+    service.let_in(options)
     uploads = await read_images(request, MAX_IMAGES)
-    side_by_side = asyncio.Semaphore(max(1, min(SIDE_BY_SIDE, service.settings.max_queue // places)))
+    side_by_side = asyncio.Semaphore(max(1, min(SIDE_BY_SIDE, service.settings.max_queue // count_places(options))))
     deadline = time.monotonic() + service.deadline_s
 
     metrics: Metrics = request.app.state.metrics
@@ -127,7 +124,7 @@ async def predict_in_turn(
     """Waits for a place: one full moment would else refuse this image and, at once, all that come behind it."""
     while True:
         try:
-            return await service.predict(upload.data, trace, **vars(options))
+            return await service.predict(upload.data, trace, options)
         except QueueFull:
             await asyncio.sleep(RETRY_S)
 
@@ -153,14 +150,12 @@ def fail_item(upload: Upload, error: Exception, deadline_s: float, request_id: s
 async def attention(request: Request, options: Annotated[schemas.AttentionOptions, Query()]) -> Response:
     """A map over the image's patches, as numbers (json, npy) or drawn over the tile (png)."""
     service, trace = find_service(request), find_trace(request)
-    wanted = choose_map_options(options, service.manifest.maps.default)
-    service.let_in(count_places(wanted, options.tta))
+    options = options.model_copy(update={"method": choose_method(options, service.manifest.maps.default)})
+    service.let_in(options)
     media_type = choose_type([JSON, PNG, NPY], options.format, request.headers.get("accept", ""))
     upload = await read_image(request)
     async with attended(request, service.deadline_s):
-        sample, prediction, drawable = await service.explain(
-            upload.data, trace, wanted, mpp=options.mpp, tta=options.tta, coverage=options.coverage
-        )
+        sample, prediction, drawable = await service.explain(upload.data, trace, options)
         if media_type == PNG:
             caption = write_caption(drawable, prediction)
             tile_mpp = find_tile_mpp(sample, service.manifest.tile_mpp)
@@ -170,25 +165,6 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
         else:
             body = describe_attention(drawable, sample, prediction).model_dump_json().encode()
     return Response(body, media_type=media_type, headers={"Vary": "Accept"})
-
-
-def choose_map_options(options: schemas.AttentionOptions, default: Method) -> MapOptions:
-    return MapOptions(
-        method=options.method or choose_method(options, default),
-        target=options.target,
-        layer=options.layer,
-        head=options.head,
-        masks=options.masks,
-        heads_layout=options.layout == "heads",
-    )
-
-
-def choose_method(options: schemas.AttentionOptions, default: Method) -> Method:
-    if options.layer is not None or options.head != "mean" or options.layout == "heads":
-        return "attention"
-    if options.tta and default == "occlusion":
-        return "evidence"  # occlusion isn't merged over views; whoever asks for both by name is told so
-    return default
 
 
 def find_tile_mpp(sample: Sample, usual: float) -> float | None:
@@ -238,11 +214,11 @@ def draw(
 async def features(request: Request, options: Annotated[schemas.FeatureOptions, Query()]) -> Response:
     """What the model's last layer read, for clustering or for a classifier of one's own."""
     service, trace = find_service(request), find_trace(request)
-    service.let_in(1)
+    service.let_in(options)
     media_type = choose_type([JSON, NPY], options.format, request.headers.get("accept", ""))
     upload = await read_image(request)
     async with attended(request, service.deadline_s):
-        sample, row = await service.features(upload.data, trace, mpp=options.mpp)
+        sample, row = await service.features(upload.data, trace, options)
     if media_type == NPY:
         return Response(write_npy(row), media_type=NPY, headers={"Vary": "Accept"})
     answer = schemas.Features(features=row.tolist(), input=describe_input(sample), model=service.model)

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from app import maps, schemas
 from app.answers import describe_model, describe_prediction, find_thresholds
 from app.batcher import Batcher, CallFailed, Reservation
-from app.maps import Drawable
+from app.maps import Drawable, UnsuitableOptions
 from app.metrics import Metrics
 from app.samples import Sample, take_sample
+from app.schemas import AttentionOptions, FeatureOptions, PredictOptions
 from app.settings import Settings
 from app.trace import Trace
-from model.maps import Method, cut_groups, mask_groups
+from app.views import VIEWS, look_from, merge_views
+from model.maps import cut_groups, mask_groups
 from model.pixels import ImageRefused, ImageTooLarge, check_mpp
 from model.session import Classifier, Explanations, Predictions
 
@@ -45,10 +47,6 @@ PROBE_WITHIN_S = 5
 
 class NotReady(RuntimeError):
     retry_after_s = 5
-
-
-class UnsuitableOptions(ValueError):
-    pass
 
 
 class SenderGone(Exception):
@@ -90,16 +88,6 @@ class ModelCall:
 
 
 Observe = Callable[[ModelCall], None]
-
-
-@dataclass(frozen=True, slots=True)
-class MapOptions:
-    method: Method
-    target: str | None
-    layer: int | None
-    head: int | Literal["mean"]
-    masks: int
-    heads_layout: bool
 
 
 def answer_questions(classifier: Classifier, observe: Observe) -> Callable[[Work, list[Item], bool], Sequence[Any]]:
@@ -197,49 +185,36 @@ class Service:
         self._decoders = decoders
         self._metrics = metrics
 
-    def let_in(self, places: int) -> None:
+    def let_in(self, options: PredictOptions | FeatureOptions) -> None:
         """Before a body is read: refusing must cost next to nothing, or a crowd would be busy with being refused."""
+        if options.mpp is not None:
+            check_mpp(options.mpp)
+        if isinstance(options, PredictOptions):
+            find_thresholds(self.manifest, options.coverage)
+        if isinstance(options, AttentionOptions):
+            self._check_map(options)
         self.batcher.check_open()
-        self.batcher.check_room(places, self.deadline_s)
+        self.batcher.check_room(count_places(options), self.deadline_s)
 
-    def check_options(self, mpp: float | None, coverage: float | None) -> None:
-        """What no picture could make right."""
-        find_thresholds(self.manifest, coverage)
-        if mpp is not None:
-            check_mpp(mpp)
-
-    async def predict(
-        self, data: bytes, trace: Trace, *, mpp: float | None, tta: bool, coverage: float | None
-    ) -> schemas.Prediction:
-        self.check_options(mpp, coverage)
-
+    async def predict(self, data: bytes, trace: Trace, options: PredictOptions) -> schemas.Prediction:
         def describe(sample: Sample, answers: list[Predictions]) -> schemas.Prediction:
-            return self._describe(sample, answers, coverage)
+            return self._describe(sample, answers, options.coverage)
 
-        return await self._predict(data, trace, mpp, tta, describe)
+        return await self._predict(data, trace, options, describe)
 
-    async def features(self, data: bytes, trace: Trace, *, mpp: float | None) -> tuple[Sample, NDArray[np.float32]]:
-        self.check_options(mpp, None)
-        return await self._predict(data, trace, mpp, False, lambda sample, answers: (sample, answers[0].features[0]))
+    async def features(self, data: bytes, trace: Trace, options: FeatureOptions) -> tuple[Sample, NDArray[np.float32]]:
+        return await self._predict(data, trace, options, lambda sample, answers: (sample, answers[0].features[0]))
 
     async def explain(
-        self,
-        data: bytes,
-        trace: Trace,
-        options: MapOptions,
-        *,
-        mpp: float | None,
-        tta: bool,
-        coverage: float | None,
+        self, data: bytes, trace: Trace, options: AttentionOptions
     ) -> tuple[Sample, schemas.Prediction, Drawable]:
-        self.check_options(mpp, coverage)
-        self._check_map_options(options, tta)
-        with self._reserve(count_places(options, tta)) as reservation:
-            sample = await self._take_sample(data, mpp, trace)
-            views = await self._ask("explain", list_views(sample, tta), reservation, trace)
-            prediction = self._describe(sample, views, coverage)
-            explanations = maps.merge_views([view for view in views if isinstance(view, Explanations)])
-            drawable = await self._choose_map(sample, explanations, options, prediction.label, reservation, trace)
+        """Of options whose method is chosen."""
+        with self._reserve(count_places(options)) as reservation:
+            sample = await self._take_sample(data, options.mpp, trace)
+            views = await self._ask("explain", list_views(sample, count_views(options)), reservation, trace)
+            prediction = self._describe(sample, views, options.coverage)
+            explanations = merge_views([view for view in views if isinstance(view, Explanations)])
+            drawable = await self._draw_map(sample, explanations, options, prediction.label, reservation, trace)
         return sample, prediction, drawable
 
     async def render(self, draw: Callable[[], bytes], trace: Trace) -> bytes:
@@ -262,8 +237,8 @@ class Service:
         except CallFailed as error:
             raise NotReady("the model fails; the log of the requests that met it has the cause") from error
 
-    def _check_map_options(self, options: MapOptions, tta: bool) -> None:
-        """All that can be refused before the picture costs anything."""
+    def _check_map(self, options: AttentionOptions) -> None:
+        assert options.method is not None  # is chosen by then
         maps.check_method(options.method, self.manifest.maps.methods, self.manifest.architecture.kind)
         if options.target is not None:
             maps.find_class(self.manifest.class_names, options.target)
@@ -271,9 +246,7 @@ class Service:
             maps.check_range("layer", options.layer, self.manifest.layers)
         if options.head != "mean":
             maps.check_range("head", options.head, self.manifest.heads)
-        if options.heads_layout and options.method != "attention":
-            raise UnsuitableOptions(f"layout=heads shows attention; {options.method} has no heads")
-        if options.method == "occlusion" and tta:
+        if options.method == "occlusion" and options.tta:
             raise UnsuitableOptions(
                 "occlusion asks the model once a mask already; leave out tta, or take another method"
             )
@@ -282,11 +255,11 @@ class Service:
                 f"{options.masks} masks are more than the {self.manifest.grid**2} patches of this model"
             )
 
-    async def _choose_map(
+    async def _draw_map(
         self,
         sample: Sample,
         explanations: Explanations,
-        options: MapOptions,
+        options: AttentionOptions,
         label: str,
         reservation: Reservation,
         trace: Trace,
@@ -302,7 +275,7 @@ class Service:
             return maps.read_evidence(explanations, names, target)
         if options.method == "rollout":
             return maps.read_rollout(explanations)
-        if options.heads_layout:
+        if options.layout == "heads":
             return maps.read_heads(explanations)
         return maps.read_attention(explanations, options.layer, options.head)
 
@@ -319,44 +292,34 @@ class Service:
         self,
         data: bytes,
         trace: Trace,
-        mpp: float | None,
-        tta: bool,
+        options: PredictOptions | FeatureOptions,
         answer: Callable[[Sample, list[Predictions]], T],
     ) -> T:
-        if self._runs_errands and not tta and len(data) <= SMALL_BYTES:
+        views = count_views(options)
+        if self._runs_errands and views == 1 and len(data) <= SMALL_BYTES:
             # With more pixels than its bytes promised it comes back unread, and goes the way of the large ones.
             with suppress(ImageTooLarge):
-                return await self._send(data, trace, mpp, answer)
-        with self._reserve(maps.VIEWS if tta else 1) as reservation:
-            sample = await self._take_sample(data, mpp, trace)
-            return answer(sample, await self._ask("predict", list_views(sample, tta), reservation, trace))
+                return await self._send(data, trace, options.mpp, answer)
+        with self._reserve(views) as reservation:
+            sample = await self._take_sample(data, options.mpp, trace)
+            return answer(sample, await self._ask("predict", list_views(sample, views), reservation, trace))
 
     async def _send(
         self, data: bytes, trace: Trace, mpp: float | None, answer: Callable[[Sample, list[Predictions]], T]
     ) -> T:
         limit = min(SMALL_MEGAPIXELS, self.settings.max_megapixels)
         errand = Errand(lambda: self._read(data, mpp, limit), answer, Trace(trace.request_id))
-        refused: ImageRefused | None = None
         with self._reserve(1) as reservation:
             try:
                 found = await self.batcher.submit(reservation, "errand", [errand])
                 own_s = sum(errand.trace.stages_s.values())
                 trace.add("queue", found.queue_s + found.infer_s - own_s)  # errands at its side included
-            except CallFailed as failure:
-                if not isinstance(failure.__cause__, ImageRefused):
-                    raise
-                refused = failure.__cause__
             finally:
                 errand.is_wanted = False
                 for stage, seconds in dict(errand.trace.stages_s).items():  # after a hang-up it is still being written
                     trace.add(stage, seconds)
-        if refused is None:
-            answered: T = found.results[0]
-            return answered
-        try:
-            raise refused
-        finally:
-            del refused  # by now it holds this frame, and held by it would outlive the request
+        answered: T = found.results[0]
+        return answered
 
     async def _take_sample(self, data: bytes, mpp: float | None, trace: Trace) -> Sample:
         with trace.measure("decode"):
@@ -387,10 +350,16 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
 
-def list_views(sample: Sample, tta: bool) -> list[Question]:
-    views = range(maps.VIEWS if tta else 1)
-    return [Question(maps.look_from(sample.tile.pixels, view) if view else sample.tile.pixels) for view in views]
+def list_views(sample: Sample, views: int) -> list[Question]:
+    pixels = sample.tile.pixels
+    return [Question(look_from(pixels, view) if view else pixels) for view in range(views)]
 
 
-def count_places(options: MapOptions, tta: bool) -> int:
-    return (maps.VIEWS if tta else 1) + (options.masks if options.method == "occlusion" else 0)
+def count_views(options: PredictOptions | FeatureOptions) -> int:
+    return VIEWS if isinstance(options, PredictOptions) and options.tta else 1
+
+
+def count_places(options: PredictOptions | FeatureOptions) -> int:
+    """How often the model is asked."""
+    masks = options.masks if isinstance(options, AttentionOptions) and options.method == "occlusion" else 0
+    return count_views(options) + masks

@@ -4,65 +4,50 @@ import pytest
 from app.maps import (
     LayerOutOfRange,
     TargetUnknown,
+    UnsuitableOptions,
+    choose_method,
     find_class,
-    look_back,
-    look_from,
-    merge_views,
     read_attention,
     read_evidence,
     read_occlusion,
 )
+from app.schemas import AttentionOptions
 from model.maps import cut_groups
-from model.session import Explanations
-
-RANDOM = np.random.default_rng(0)
+from tests.app.explanations import explain
 
 
-def explain(**values):
-    shapes = {
-        "logits": (1, 3),
-        "probabilities": (1, 3),
-        "features": (1, 8),
-        "attention": (1, 2, 4, 10, 10),
-        "rollout": (1, 10, 10),
-        "evidence": (1, 3, 10, 10),
-    }
-    return Explanations(**({name: RANDOM.random(shape, np.float32) for name, shape in shapes.items()} | values))
+@pytest.mark.parametrize(
+    ("options", "default", "method"),
+    [
+        ({}, "occlusion", "occlusion"),
+        ({"tta": True}, "occlusion", "evidence"),  # which isn't merged over views
+        ({"tta": True, "method": "occlusion"}, "evidence", "occlusion"),
+        ({"layer": 0}, "evidence", "attention"),
+        ({"head": 1}, "evidence", "attention"),
+        ({"layout": "heads"}, "evidence", "attention"),
+        ({"masks": 100}, "evidence", "occlusion"),
+        ({"masks": 25}, "evidence", "evidence"),  # as API docs send what is usual, too
+        ({"target": "Tumor"}, "evidence", "evidence"),
+        ({"target": "Tumor"}, "attention", "evidence"),
+        ({"target": "Tumor", "method": "attention"}, "evidence", "attention"),
+    ],
+)
+def test_the_method_is_the_one_that_was_meant(options, default, method):
+    assert choose_method(AttentionOptions(**options), default) == method
 
 
-def test_eight_views_are_all_different_and_each_comes_back():
-    tile = RANDOM.random((10, 10))
-    views = [look_from(tile, view) for view in range(8)]
-    assert len({view.tobytes() for view in views}) == 8
-    for number, view in enumerate(views):
-        np.testing.assert_array_equal(look_back(view, number), tile)
-
-
-def test_views_of_a_colour_tile_keep_their_channels():
-    tile = RANDOM.integers(0, 256, (10, 10, 3), np.uint8)
-    for view in range(8):
-        seen = look_from(tile, view)
-        assert seen.flags["C_CONTIGUOUS"]
-        for channel in range(3):
-            np.testing.assert_array_equal(look_from(tile[:, :, channel], view), seen[:, :, channel])
-
-
-def test_merging_turns_maps_back_before_averaging():
-    whole = explain()
-    views = [
-        explain(
-            **{
-                name: np.moveaxis(look_from(np.moveaxis(value, (-2, -1), (0, 1)), view), (0, 1), (-2, -1))
-                for name, value in vars(whole).items()
-                if name in ("attention", "rollout", "evidence")
-            },
-            logits=whole.logits,
-        )
-        for view in range(8)
-    ]
-    merged = merge_views(views)
-    for name in ("attention", "rollout", "evidence", "logits"):
-        np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-6)
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"method": "evidence", "layer": 0}, "evidence has no layer, attention has"),
+        ({"method": "attention", "masks": 100}, "attention has no masks, occlusion has"),
+        ({"head": 0, "masks": 100}, "no method has head and masks"),
+        ({"layout": "heads", "head": 1}, "shows all layers and heads"),
+    ],
+)
+def test_an_option_that_would_be_overlooked_is_refused(options, text):
+    with pytest.raises(UnsuitableOptions, match=text):
+        choose_method(AttentionOptions(**options), "evidence")
 
 
 def test_attention_of_one_layer_and_head():

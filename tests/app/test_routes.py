@@ -10,8 +10,7 @@ from PIL import Image
 
 from app import samples, service
 from app.metrics import Metrics
-from app.routes import choose_map_options
-from app.schemas import Attention, AttentionOptions, Features, HeadsAttention, ModelCard, Prediction
+from app.schemas import Attention, Features, HeadsAttention, ModelCard, Prediction
 from model.pixels import Picture
 from tests.app.conftest import encode, open_client
 from training.synthetic import SHIPPED_KINDS, draw_tile
@@ -162,18 +161,6 @@ def test_the_usual_method_and_target(client, png):
     assert answer["target"] == answer["prediction"]["label"]
 
 
-def test_a_recommended_occlusion_gives_way_to_evidence_where_eight_views_are_asked_for():
-    assert choose_map_options(AttentionOptions(), "occlusion").method == "occlusion"
-    assert choose_map_options(AttentionOptions(tta=True), "occlusion").method == "evidence"
-    assert choose_map_options(AttentionOptions(tta=True, method="rollout"), "occlusion").method == "rollout"
-
-
-@pytest.mark.parametrize("asked", [{"layer": 0}, {"head": 1}, {"layout": "heads"}])
-def test_who_asks_for_a_layer_or_a_head_means_attention(asked):
-    assert choose_map_options(AttentionOptions(**asked), "evidence").method == "attention"
-    assert choose_map_options(AttentionOptions(**asked, method="evidence"), "evidence").method == "evidence"
-
-
 def test_each_answer_names_the_precision_that_it_was_computed_in(tiny_artifact, png):
     with open_client(artifact=tiny_artifact, precision="int8") as client:
         assert client.post_image("/predict", png).json()["model"]["precision"] == "int8"
@@ -261,6 +248,7 @@ def test_features_as_json_and_npy(client, png):
         ("/attention?method=occlusion&masks=50", 422, "invalid_parameter"),
         ("/attention?method=occlusion&tta=true", 422, "unsuitable_options"),
         ("/attention?method=rollout&layout=heads", 422, "unsuitable_options"),
+        ("/attention?method=evidence&layer=0", 422, "unsuitable_options"),
         ("/attention?method=gradcam", 422, "invalid_parameter"),
         ("/attention?colormap=jet", 422, "invalid_parameter"),
         ("/attention?alpha=2", 422, "invalid_parameter"),
@@ -283,8 +271,19 @@ def test_the_wrong_parameter_is_named_and_its_value_not_repeated(client, png):
     assert "Meyer" not in answer.text
 
 
-def test_a_scale_that_fits_no_picture_is_refused_before_any_is_read(client):
-    assert client.post_image("/predict?mpp=7", b"rubbish").json()["code"] == "mpp_out_of_range"
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/predict?mpp=7", "mpp_out_of_range"),
+        ("/features?mpp=7", "mpp_out_of_range"),
+        ("/predict/batch?coverage=0.995", "coverage_unavailable"),
+        ("/attention?target=Nerve", "unknown_target"),
+        ("/attention?layer=99", "layer_out_of_range"),
+    ],
+)
+def test_what_fits_no_picture_is_refused_before_any_is_read(client, path, code):
+    response = client.post(path, content=b"no picture", headers={"content-type": "text/plain"})
+    assert response.json()["code"] == code
 
 
 def test_a_parameter_given_twice_is_named(client, png):
@@ -438,5 +437,5 @@ def test_its_other_maps_are_given(tokenless, png, options):
 
 def test_its_card_says_which_maps_there_are(tokenless, png):
     assert tokenless.get("/model").json()["maps"]["methods"] == ["evidence", "occlusion"]
-    layer = tokenless.post_image("/attention?method=evidence&layer=0", png)
-    assert layer.status_code == 422 and "this model has none" in layer.json()["detail"]
+    layer = tokenless.post_image("/attention?layer=0", png)
+    assert layer.status_code == 422 and "(resnet) has no attention" in layer.json()["detail"]
