@@ -9,6 +9,7 @@ import enum
 import glob
 import inspect
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from app.schemas import AttentionOptions, PredictOptions
-from app.settings import Settings
+from app.settings import CLIENT_KEY, Settings
 
 if TYPE_CHECKING:
     import httpx
@@ -49,7 +50,12 @@ cli = typer.Typer(
 Url = Annotated[
     str | None, typer.Option(help="Ask the service there, e.g. http://127.0.0.1:8000. Unset: no server is needed.")
 ]
-ApiKey = Annotated[str | None, typer.Option(help="Key of that service, where it asks for one.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar=CLIENT_KEY, help="Key of that service, where it asks for one; in the variable no other user sees it."
+    ),
+]
 Artifact = Annotated[
     Path | None,
     typer.Option(help="Directory of the artefact, without --url. Unset: TISSUE_ARTIFACT or the shipped one."),
@@ -115,6 +121,8 @@ def serve(**settings: str | None) -> None:
     Each option beats the variable of its name: --max-queue is TISSUE_MAX_QUEUE.
     """
     chosen = read_settings(**settings)
+    if os.environ.get(CLIENT_KEY) and not chosen.read_keys():  # meant for the plural? Then the door must not stay open
+        fail(f"{CLIENT_KEY} is what `tissue predict` sends; to ask others for keys set TISSUE_API_KEYS, else unset it")
     with complaining():
         from app import main
 
@@ -219,7 +227,10 @@ def read_settings(**given: Any) -> Settings:
 def _explain_setting(problem: dict[str, Any]) -> str:
     name = ".".join(map(str, problem["loc"])).upper()
     sentence = problem["msg"].removeprefix("Value error, ")
-    return f"TISSUE_{name}: {sentence}, got {problem['input']!r}" if name else sentence
+    if not name:
+        return sentence
+    came = "" if name.startswith("API_KEYS") else f", got {problem['input']!r}"  # logs and screens are no place for keys
+    return f"TISSUE_{name}: {sentence}{came}"
 
 
 def find_pictures(arguments: list[str]) -> list[Path]:

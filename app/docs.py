@@ -17,7 +17,7 @@ Send a small H&E image, get the tissue it shows, how sure the model is, and wher
 **In three steps:** open `POST /predict` below, press *Try it out*, choose a file, press *Execute*.
 `POST /attention` with `format` = png shows a heatmap.
 
-* Images are PNG, JPEG, TIFF, WebP or BMP, sent as raw bytes with an `image/*` content type or as a form field `file`.
+* Images are PNG, JPEG, TIFF, WebP or BMP, sent as the raw body or as a form field `file`.
 * Give `mpp` (micrometres per pixel) unless a tag has it; else the whole centre square is one tile.
 * Errors are `application/problem+json` with a stable `code`. 503 tells in `Retry-After` when to come back.
 * Every answer carries `X-Request-ID` and `Server-Timing`, and names the model by the digest of its files.

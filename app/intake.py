@@ -1,4 +1,4 @@
-"""Request in, image bytes out: a raw `image/*` body, or the files of a multipart form.
+"""Request in, image bytes out: a raw body, or the files of a multipart form.
 
 Everything stays in memory. Starlette's own form parser writes files above 1 MiB to disk, where a patient's picture
 has no business, so the parts are gathered here from the same push parser. How large a body may be is the
@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 if TYPE_CHECKING:  # the name exists for type checkers only
     from python_multipart.multipart import MultipartCallbacks
 
-ACCEPTED_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/webp", "image/bmp")
+ANY_BYTES = "application/octet-stream"  # as which HTTP libraries send bytes, if not as nothing at all
+ACCEPTED_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/webp", "image/bmp", ANY_BYTES)
 STALL_S = 30  # a client that sends nothing for so long has lost its line, or means no good
 UPLOAD_S = 300  # the largest body at 1 Mbit/s; one that drips would else hold its memory for days
 
@@ -55,12 +56,10 @@ class Upload:
 async def read_image(request: Request) -> Upload:
     """The one image of a request: its raw body, or the form field `file`."""
     content_type = request.headers.get("content-type", "")
-    if content_type.lower().startswith("image/"):
+    if not content_type or content_type.lower().startswith(("image/", ANY_BYTES)):
         upload = Upload(b"".join([chunk async for chunk in _read_chunks(request)]))
     elif _is_form(content_type):
         upload = (await _read_form(request, content_type, field="file", limit=1))[0]
-    elif not content_type and not any([chunk async for chunk in _read_chunks(request)]):
-        raise EmptyBody("no image came. Send one as body with an image/* content type, or as form field 'file'")
     else:
         raise WrongContentType(_explain_content_type(content_type))
     if not upload.data:
@@ -86,7 +85,7 @@ def _is_form(content_type: str) -> bool:
 def _explain_content_type(content_type: str) -> str:
     curl = " (what curl sends unless told otherwise)" if "urlencoded" in content_type else ""
     return (
-        f"the content type is {content_type or 'missing'}{curl}; send the header 'Content-Type: image/png' "
+        f"the content type is {content_type}{curl}; send the header 'Content-Type: image/png' "
         f"(or another of {', '.join(ACCEPTED_TYPES)}) with the raw bytes, or a multipart form with the field 'file'"
     )
 

@@ -18,7 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class Metrics:
@@ -39,7 +39,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "tissue_stage_seconds",
-            "Time a request, or an image of a batch, spent in a stage: decode, queue, infer, render.",
+            "Time a request, or an image of a batch, spent in a stage: upload, decode, queue, infer, render.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,

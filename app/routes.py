@@ -75,7 +75,8 @@ async def predict(request: Request, options: Annotated[schemas.PredictOptions, Q
     """Which tissue, how sure, and any cause for doubt."""
     service, trace = find_service(request), find_trace(request)
     service.let_in(options)
-    upload = await read_image(request)
+    with trace.measure("upload"):
+        upload = await read_image(request)
     async with attended(request, service.deadline_s):
         prediction = await service.predict(upload.data, trace, options)
     return Response(prediction.model_dump_json(), media_type=JSON)
@@ -94,7 +95,8 @@ async def predict_batch(request: Request, options: Annotated[schemas.PredictOpti
     """One item an image, in order: its prediction, or its own error. A bad image fails alone."""
     service, trace = find_service(request), find_trace(request)
     service.let_in(options)
-    uploads = await read_images(request, MAX_IMAGES)
+    with trace.measure("upload"):
+        uploads = await read_images(request, MAX_IMAGES)
     side_by_side = asyncio.Semaphore(max(1, min(SIDE_BY_SIDE, service.settings.max_queue // count_places(options))))
     deadline = time.monotonic() + service.deadline_s
 
@@ -153,7 +155,8 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
     options = options.model_copy(update={"method": choose_method(options, service.manifest.maps.default)})
     service.let_in(options)
     media_type = choose_type([JSON, PNG, NPY], options.format, request.headers.get("accept", ""))
-    upload = await read_image(request)
+    with trace.measure("upload"):
+        upload = await read_image(request)
     async with attended(request, service.deadline_s):
         sample, prediction, drawable = await service.explain(upload.data, trace, options)
         if media_type == PNG:
@@ -216,7 +219,8 @@ async def features(request: Request, options: Annotated[schemas.FeatureOptions, 
     service, trace = find_service(request), find_trace(request)
     service.let_in(options)
     media_type = choose_type([JSON, NPY], options.format, request.headers.get("accept", ""))
-    upload = await read_image(request)
+    with trace.measure("upload"):
+        upload = await read_image(request)
     async with attended(request, service.deadline_s):
         sample, row = await service.features(upload.data, trace, options)
     if media_type == NPY:

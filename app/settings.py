@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "TISSUE_"
+CLIENT_KEY = "TISSUE_API_KEY"  # what `tissue predict` sends: no setting of the service
 SHIPPED_ARTIFACT = Path(__file__).parent.parent / "model" / "default"
 
 _KUBERNETES = (
@@ -23,7 +24,13 @@ _KUBERNETES = (
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, validate_default=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        validate_default=False,
+        hide_input_in_errors=True,  # keys are among it
+    )
 
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on. 0.0.0.0 means every network of the machine."
@@ -172,7 +179,7 @@ def read_keys_file(path: Path) -> frozenset[str]:
 def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in known | {CLIENT_KEY}:
             raise ValueError(_explain_unknown(name, known))
 
 

@@ -246,12 +246,31 @@ def test_wrong_key_is_told_in_one_sentence(tiles, service):
     assert is_one_sentence(run("predict", tiles, "--url", service, "--api-key", "wrong"))
 
 
+def test_the_key_comes_from_a_variable_too(tiles, service, monkeypatch):
+    monkeypatch.setenv("TISSUE_API_KEY", KEY)
+    assert run("predict", tiles / "b.png", "--url", service).exit_code == 0
+    assert run("predict", tiles / "b.png").exit_code == 0
+
+
+def test_the_key_to_send_is_not_taken_for_one_to_ask_for(monkeypatch):
+    monkeypatch.setenv("TISSUE_API_KEY", KEY)
+    result = run("serve", "--port", "0")
+    assert is_one_sentence(result) and "TISSUE_API_KEYS" in result.stderr
+
+
 def test_serve_without_an_artefact_says_so_and_ends(tmp_path):
     command = [sys.executable, "-m", "app", "serve", "--port", "0", "--artifact", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert f"tissue: {tmp_path} holds no manifest.json" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_key_that_cannot_be_used_is_not_shown(monkeypatch):
+    monkeypatch.setenv("TISSUE_API_KEYS", f"{KEY},\x07{KEY}")
+    result = run("doctor")
+    assert is_one_sentence(result) and "no header can carry" in result.stderr
+    assert KEY not in result.output
 
 
 def test_keys_of_the_service_are_not_needed_without_it(tiles, monkeypatch):

@@ -39,7 +39,7 @@ def test_a_prediction_says_all_that_the_contract_promises(client, png):
     assert answer["quality"]["distance"] > 0
     assert answer["model"]["name"] == "tiny" and len(answer["model"]["digest"]) == 64
     stages = [span.partition(";")[0] for span in response.headers["server-timing"].split(", ")]
-    assert stages == ["decode", "queue", "infer", "total"]
+    assert stages == ["upload", "decode", "queue", "infer", "total"]
 
 
 def test_the_answer_is_the_same_whoever_reads_the_picture(client, png, monkeypatch):
