@@ -20,13 +20,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LONGEST_RETRY_S = 60
-_NEWEST_WEIGHT = 0.1  # of the newest call in the running mean of seconds per item
+NEWEST_WEIGHT = 0.1  # of the newest call in the running mean of seconds per item
 
 
 class QueueFull(RuntimeError):
-    def __init__(self, waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} tiles are waiting already; try again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
+    def __init__(self, waiting: str, backlog_s: float) -> None:
+        self.retry_after_s = min(_LONGEST_RETRY_S, max(1, math.ceil(backlog_s)))
+        super().__init__(f"{waiting} are waiting already; try again in {self.retry_after_s} s")
 
 
 class ShuttingDown(RuntimeError):
@@ -121,7 +121,7 @@ class Batcher(Generic[Kind, Item, Result]):
         """Raises where `reserve` would. An empty queue takes any number, or a large submission would never get in."""
         backlog_s = (self.waiting + self._taken) * self._seconds_per_item / len(self._threads)
         if self.waiting and (self.waiting + places > self._max_queue or backlog_s > patience_s):
-            raise QueueFull(self.waiting, min(_LONGEST_RETRY_S, max(1, math.ceil(backlog_s))))
+            raise QueueFull(f"{self.waiting} tiles", backlog_s)
 
     @contextmanager
     def reserve(self, places: int, patience_s: float = math.inf) -> Iterator[Reservation]:
@@ -238,7 +238,7 @@ class Batcher(Generic[Kind, Item, Result]):
                 self.last_success = finished_at
                 newest = seconds / len(places)
                 mean = self._seconds_per_item or newest
-                self._seconds_per_item = mean + _NEWEST_WEIGHT * (newest - mean)
+                self._seconds_per_item = mean + NEWEST_WEIGHT * (newest - mean)
         self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
 
 

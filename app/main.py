@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from ipaddress import ip_address
@@ -31,6 +30,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import docs, logs, routes
 from app.batcher import Batcher
+from app.decoders import Decoders
 from app.errors import KINDS, respond
 from app.memory import give_back_what_is_free
 from app.metrics import Metrics
@@ -137,7 +137,7 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
             limits={"predict": max_batch, "explain": max_batch, "errand": ERRANDS},
             max_queue=settings.max_queue,
         )
-        decoders = ThreadPoolExecutor(settings.decode_threads or cores, "decode")
+        decoders = Decoders(settings.decode_threads or cores)
         app.state.service = service = Service(settings, classifier, batcher, decoders, metrics)
         shown = service.model
         await asyncio.to_thread(app.openapi)  # takes 0.1 s, in which the first reader would stop everybody
@@ -147,7 +147,7 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         finally:
             batcher.refuse()
             batcher.close()
-            decoders.shutdown(cancel_futures=True)
+            decoders.close()
 
     return lifespan
 

@@ -6,7 +6,6 @@ bytes --take_sample--> Sample --batcher--> Predictions | Explanations --answers-
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from app import maps, schemas
 from app.answers import describe_model, describe_prediction, find_thresholds
 from app.batcher import Batcher, CallFailed, Reservation
+from app.decoders import Decoders
 from app.maps import Drawable, UnsuitableOptions
 from app.metrics import Metrics
 from app.samples import Sample, take_sample
@@ -169,7 +169,7 @@ class Service:
         settings: Settings,
         classifier: Classifier,
         batcher: Batcher[Work, Item, Any],
-        decoders: ThreadPoolExecutor,
+        decoders: Decoders,
         metrics: Metrics,
     ) -> None:
         self.settings = settings
@@ -219,7 +219,7 @@ class Service:
 
     async def render(self, draw: Callable[[], bytes], trace: Trace) -> bytes:
         with trace.measure("render"):
-            return await self._run_in_thread(draw)
+            return await self._decoders.run(draw)
 
     async def check_device(self) -> None:
         """Raises unless the model answered lately, or answers now."""
@@ -322,8 +322,9 @@ class Service:
         return answered
 
     async def _take_sample(self, data: bytes, mpp: float | None, trace: Trace) -> Sample:
+        self._decoders.check_room(self.deadline_s)
         with trace.measure("decode"):
-            return await self._run_in_thread(lambda: self._read(data, mpp, self.settings.max_megapixels))
+            return await self._decoders.run(lambda: self._read(data, mpp, self.settings.max_megapixels))
 
     def _read(self, data: bytes, mpp: float | None, max_megapixels: float) -> Sample:
         return take_sample(data, self.manifest, mpp, max_megapixels, self._palette)
@@ -345,9 +346,6 @@ class Service:
         prediction = describe_prediction(sample, probabilities, self.manifest, model, coverage, distance)
         self._metrics.verdicts.labels(prediction.label, prediction.verdict).inc()
         return prediction
-
-    async def _run_in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
 
 def list_views(sample: Sample, views: int) -> list[Question]:
