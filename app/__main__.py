@@ -124,9 +124,9 @@ def serve(**settings: str | None) -> None:
     if os.environ.get(CLIENT_KEY) and not chosen.read_keys():  # meant for the plural? Then the door must not stay open
         fail(f"{CLIENT_KEY} is what `tissue predict` sends; to ask others for keys set TISSUE_API_KEYS, else unset it")
     with complaining():
-        from app import main
+        from app import server
 
-        main.serve(chosen)
+        server.serve(chosen)
 
 
 @cli.command()
@@ -229,7 +229,9 @@ def _explain_setting(problem: dict[str, Any]) -> str:
     sentence = problem["msg"].removeprefix("Value error, ")
     if not name:
         return sentence
-    came = "" if name.startswith("API_KEYS") else f", got {problem['input']!r}"  # logs and screens are no place for keys
+    came = (
+        "" if name.startswith("API_KEYS") else f", got {problem['input']!r}"
+    )  # logs and screens are no place for keys
     return f"TISSUE_{name}: {sentence}{came}"
 
 

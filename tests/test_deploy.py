@@ -20,7 +20,7 @@ import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 
 from app.errors import HTTP_KINDS, KINDS
-from app.main import KEEP_ALIVE_S
+from app.server import KEEP_ALIVE_S
 from app.metrics import Metrics
 from app.settings import Settings, refuse_unknown_variables
 from tests.app.conftest import PATIENCE_S, start

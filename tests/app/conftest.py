@@ -24,7 +24,7 @@ from app.settings import Settings
 from training.synthetic import draw_tile
 
 ROOT = Path(__file__).parents[2]
-SERVE = "from app.main import serve; from app.settings import Settings; serve(Settings())"
+SERVE = "from app.server import serve; from app.settings import Settings; serve(Settings())"
 PATIENCE_S = 30
 
 

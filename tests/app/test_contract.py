@@ -28,7 +28,8 @@ def draw_images(form: str) -> st.SearchStrategy[bytes]:
 
 
 for media_type in ACCEPTED_TYPES:
-    schemathesis.openapi.media_type(media_type, draw_images("PNG" if media_type == ANY_BYTES else media_type.removeprefix("image/").upper()))
+    form = "PNG" if media_type == ANY_BYTES else media_type.removeprefix("image/").upper()
+    schemathesis.openapi.media_type(media_type, draw_images(form))
 
 
 def test_the_service_keeps_what_its_document_promises(server):

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from app.main import bind
+from app.server import bind
 from app.settings import Settings
 from app.workers import SPREADS
 from tests.app.conftest import PATIENCE_S, Process, start

@@ -1,0 +1,91 @@
+"""HTTP as uvicorn speaks it, with an end to what a client can make it hold."""
+
+import asyncio
+import re
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_S = 65  # balancers open connections ahead of need as well
+HEAD_BYTES = 1 << 16
+READ_S = 60  # so long an answer may lie unread
+UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Hangs up on whoever connects without asking for anything, never comes to the end of a head, sends one without
+    end, or doesn't read its answer: no other time to wait runs then, and such connections would pile up.
+
+    Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would
+    take all behind the request's head for the new protocol, and the picture would be lost.
+    """
+
+    _head = b""  # of the next request, as far as it has come
+    _unparsed_bytes = 0  # that the parser was given since it last came to the end of a head, or to a body
+    _is_between_requests = True
+    _silence: asyncio.TimerHandle | None = None  # runs while a head is owed
+    _stall: asyncio.TimerHandle | None = None  # runs while an answer isn't read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_between_requests:
+            data = self._head + data
+            head, end, rest = data.partition(b"\r\n\r\n")
+            self._head = b"" if end else data
+            if len(head) > HEAD_BYTES:
+                return self.send_400_response(f"The head of the request has more than {HEAD_BYTES} bytes.")
+            if not end:
+                return None
+            data = UPGRADE.sub(b"\r\nIgnored:", head) + end + rest
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > HEAD_BYTES + len(data):  # of a head behind another request, as pipelining has it
+            self.transport.abort()
+        return None
+
+    def on_message_begin(self) -> None:
+        self._is_between_requests = False
+        self._await_head()  # which may be half of one, behind another request
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._unparsed_bytes = 0
+        self._stop_awaiting_head()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_between_requests = True
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        self._stall = self.loop.call_later(READ_S, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._cancel_stall()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_awaiting_head()
+        self._cancel_stall()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._stop_awaiting_head()
+        self._silence = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _stop_awaiting_head(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+
+    def _cancel_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None

@@ -1,0 +1,118 @@
+import asyncio
+from contextlib import suppress
+from http.client import HTTPResponse
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.protocol import HEAD_BYTES, BoundedProtocol
+from tests.app.conftest import PATIENCE_S
+from tests.app.sockets import connect, request_head
+
+
+@pytest.fixture
+def talk():
+    """Connections to a server with our protocol, whose every answer is 204, or large where /large is asked for."""
+
+    async def answer(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 204 if scope["path"] == "/" else 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * (1 << 24) if scope["path"] != "/" else b""})
+        done.append(scope["path"])
+
+    done: list[str] = []
+
+    def run(scenario) -> list[str]:
+        async def serve() -> None:
+            config = uvicorn.Config(answer, lifespan="off", log_config=None)
+            config.load()
+            state = ServerState()
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(lambda: BoundedProtocol(config, state, {}), "127.0.0.1")
+            host, port = server.sockets[0].getsockname()
+            async with server, asyncio.timeout(PATIENCE_S):
+                await scenario(lambda: asyncio.open_connection(host, port, limit=1 << 10))
+                while state.tasks or state.connections:
+                    await asyncio.sleep(0.01)
+
+        asyncio.run(serve())
+        return done
+
+    return run
+
+
+def test_a_head_may_come_in_pieces_but_not_without_end(talk):
+    async def scenario(connect) -> None:
+        reader, writer = await connect()
+        for piece in (b"GET / HTTP/1.1\r", b"\nHost: x\r\nUpg", b"rade: h2c\r\nConnection: upgrade\r\n\r", b"\n"):
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.write(request_head("/", "X: " + "x" * HEAD_BYTES))
+        assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * HEAD_BYTES)
+        assert (await reader.read(1 << 16)).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+    assert talk(scenario) == ["/"]
+
+
+def test_an_answer_that_nobody_reads_is_given_up(talk, monkeypatch):
+    monkeypatch.setattr("app.protocol.READ_S", 0.05)
+
+    async def scenario(connect) -> None:
+        reader, writer = await connect()
+        writer.write(request_head("/large", "Content-Length: 0"))
+        await reader.read(1)
+        await asyncio.sleep(0.2)
+        with suppress(ConnectionError):
+            while await reader.read(1 << 16):  # what was under way; a connection that goes on would never end
+                pass
+        writer.close()
+
+    assert talk(scenario) == ["/large"]
+
+
+def test_whoever_never_ends_a_head_is_hung_up_on(talk, monkeypatch):
+    monkeypatch.setattr("app.protocol.HEAD_S", 0.05)
+
+    async def scenario(connect) -> None:
+        request = request_head("/", "Content-Length: 3")
+        for half in (b"", request[:-2]):
+            reader, writer = await connect()
+            writer.write(half)
+            assert await reader.read() == b""
+            writer.close()
+        reader, writer = await connect()
+        writer.write(request + b"abc" + request[:-2])  # behind another request
+        await asyncio.sleep(0.01)
+        writer.write(b"\r")
+        assert (await reader.read()).startswith(b"HTTP/1.1 204")
+        writer.close()
+        reader, writer = await connect()
+        writer.write(request)  # a slow body is another matter
+        await asyncio.sleep(0.1)
+        writer.write(b"abc")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.close()
+
+    assert talk(scenario) == ["/"] * 2
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_an_offer_to_change_to_http_2_costs_no_picture(server, png, pause):
+    offer = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+    head = request_head("/predict", f"Content-Length: {len(png)}", *offer)
+    with connect(server) as connection:
+        for _ in range(2):  # Java's HttpClient sends the head and the body apart
+            for piece in (head, png) if pause else (head + png,):
+                connection.sendall(piece)
+            with HTTPResponse(connection) as answer:
+                answer.begin()
+                assert answer.status == 200, answer.read()
+                answer.read()
