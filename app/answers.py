@@ -138,6 +138,7 @@ def describe_attention(
         target=drawable.target,
         layer=drawable.layer,
         head=drawable.head,
+        logit_share=drawable.logit_share,
         limits=schemas.Limits(min=float(drawable.grid.min()), max=float(drawable.grid.max())),
         box=sample.tile.box,
         grid=drawable.grid.tolist(),
@@ -153,4 +154,6 @@ def write_caption(drawable: Drawable, prediction: schemas.Prediction) -> str:
     if drawable.head is not None:
         parts.append("mean of heads" if drawable.head == "mean" else f"head {drawable.head}")
     parts.append(f"for {drawable.target}" if drawable.target else "not specific to a class")
+    if drawable.logit_share < 1:
+        parts.append(f"of {drawable.logit_share:.0%} of the score")
     return f"{prediction.label} {prediction.confidence:.0%} · {', '.join(parts)} · {model.name} {model.version}"

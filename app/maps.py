@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.schemas import AttentionOptions
-from model.maps import Floats, Method, fall_of_logits
+from model.artifact import MapMethod
+from model.occlusion import Floats, fall_of_logits
 from model.session import Explanations, Predictions
 
 # Options that one method alone has; given without a method they name theirs.
-OWNERS: dict[str, Method] = {"layer": "attention", "head": "attention", "layout": "attention", "masks": "occlusion"}
+OWNERS: dict[str, MapMethod] = {"layer": "attention", "head": "attention", "layout": "attention", "masks": "occlusion"}
 
 
 class TargetUnknown(ValueError):
@@ -35,7 +36,7 @@ class UnsuitableOptions(ValueError):
 class Drawable:
     """A map and what must be said with it."""
 
-    method: Method
+    method: MapMethod
     quantity: str
     class_specific: bool
     signed: bool
@@ -44,9 +45,10 @@ class Drawable:
     layer: int | None = None
     head: int | Literal["mean"] | None = None
     uniform_level: float | None = None
+    logit_share: float = 1.0  # of the answer's score, how much passes through what the map shows
 
 
-def choose_method(options: AttentionOptions, default: Method) -> Method:
+def choose_method(options: AttentionOptions, default: MapMethod) -> MapMethod:
     """What the options mean. One that would be overlooked is refused: its map would be taken for another."""
     given = [name for name in OWNERS if getattr(options, name) != AttentionOptions.model_fields[name].default]
     owners = {OWNERS[name] for name in given}
@@ -70,26 +72,29 @@ def find_class(names: list[str], target: str) -> int:
     return names.index(target)
 
 
-def read_attention(explanations: Explanations, layer: int | None, head: int | Literal["mean"]) -> Drawable:
+def read_attention(
+    explanations: Explanations, layer: int | None, head: int | Literal["mean"], logit_share: float
+) -> Drawable:
     attention = explanations.attention[0]  # (L, H, G, G)
     layer = attention.shape[0] - 1 if layer is None else layer
     check_range("layer", layer, attention.shape[0])
     if head != "mean":
         check_range("head", head, attention.shape[1])
     grid = attention[layer].mean(axis=0) if head == "mean" else attention[layer, head]
-    return Drawable(
-        "attention", "share of attention", False, False, grid, layer=layer, head=head, uniform_level=1 / grid.size
-    )
+    found = {"layer": layer, "head": head, "uniform_level": 1 / grid.size, "logit_share": logit_share}
+    return Drawable("attention", "share of attention", False, False, grid, **found)
 
 
-def read_heads(explanations: Explanations) -> Drawable:
-    return Drawable("attention", "share of attention", False, False, explanations.attention[0])
+def read_heads(explanations: Explanations, logit_share: float) -> Drawable:
+    grids = explanations.attention[0]
+    return Drawable("attention", "share of attention", False, False, grids, logit_share=logit_share)
 
 
-def read_rollout(explanations: Explanations) -> Drawable:
+def read_rollout(explanations: Explanations, logit_share: float) -> Drawable:
     grid = explanations.rollout[0]
     spread_evenly = float(grid.mean())  # the residual paths leave a part of it on the class token
-    return Drawable("rollout", "share of attention through all layers", False, False, grid, uniform_level=spread_evenly)
+    quantity = "share of attention through all layers"
+    return Drawable("rollout", quantity, False, False, grid, uniform_level=spread_evenly, logit_share=logit_share)
 
 
 def read_evidence(explanations: Explanations, names: list[str], target: int) -> Drawable:
@@ -106,7 +111,7 @@ def read_occlusion(
     return Drawable("occlusion", "fall of the logit without the patch", True, True, grid, target=names[target])
 
 
-def check_method(method: Method, methods: Sequence[Method], architecture: str) -> None:
+def check_method(method: MapMethod, methods: Sequence[MapMethod], architecture: str) -> None:
     if method not in methods:
         raise MethodUnavailable(
             f"this model ({architecture}) has no {method}: it works without tokens that attend to each other; "

@@ -240,7 +240,17 @@ def write_npy(array: NDArray[np.float32]) -> bytes:
 async def model(request: Request) -> schemas.ModelCard:
     """Classes, scale, every measured figure with its protocol, limits, licences, and where the model runs."""
     service = find_service(request)
-    return schemas.ModelCard.model_validate(service.manifest.model_dump(mode="json") | service.model.model_dump())
+    settings = service.settings
+    limits = schemas.ServiceLimits(
+        version=request.app.version,
+        max_images=MAX_IMAGES,
+        max_body_bytes=settings.max_body_bytes,
+        max_megapixels=settings.max_megapixels,
+        max_queue=settings.max_queue,
+        deadline_ms=settings.deadline_ms,
+    )
+    card = service.manifest.model_dump(mode="json") | service.model.model_dump()
+    return schemas.ModelCard.model_validate({**card, "service": limits})
 
 
 @router.head("/healthz", include_in_schema=False)

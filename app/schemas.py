@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.artifact import Device, MapMethod, Precision, Verdict
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Box = Annotated[
     tuple[int, int, int, int],
@@ -46,7 +48,7 @@ class Masks(IntEnum):
 
 
 class AttentionOptions(PredictOptions):
-    method: Literal["attention", "rollout", "evidence", "occlusion"] | None = Field(
+    method: MapMethod | None = Field(
         None,
         description="`attention`: what one layer's class token looks at. `rollout`: the same through all layers. "
         "`evidence`: what each patch adds to the target's logit. `occlusion`: how far the logit falls without it. "
@@ -77,7 +79,9 @@ class AttentionOptions(PredictOptions):
 
 class Reason(BaseModel):
     code: str = Field(description="Stable word for programs.", examples=["low_confidence"])
-    text: str = Field(description="Sentence for people.", examples=["The most likely class has only 41 %."])
+    text: str = Field(
+        description="Sentence for people.", examples=["The most likely class has only 29%, at least 32% is usual."]
+    )
 
 
 class PredictionSet(BaseModel):
@@ -141,14 +145,14 @@ class Input(BaseModel):
 
 
 class Model(BaseModel):
-    name: str = Field(examples=["tissue-vit"])
-    version: str = Field(examples=["1.0.0"])
+    name: str = Field(examples=["default"])
+    version: str = Field(examples=["0.6.1"])
     digest: str = Field(
         description="sha256 of the artefact's manifest, which lists the sha256 of all else.",
-        examples=["d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592"],
+        examples=["80868b95a23c4834b08374828013adf49e526f44b8f10ec53b9bb951dec8c136"],
     )
-    device: Literal["cpu", "cuda"] = Field(examples=["cpu"])
-    precision: Literal["fp32", "fp16", "int8"] = Field(examples=["fp32"])
+    device: Device = Field(examples=["cpu"])
+    precision: Precision = Field(examples=["fp32"])
 
 
 class Prediction(BaseModel):
@@ -161,7 +165,7 @@ class Prediction(BaseModel):
         ],
     )
     prediction_set: PredictionSet | None = Field(description="Null while the artefact has no thresholds for it.")
-    verdict: Literal["ok", "uncertain", "out_of_scope"] = Field(
+    verdict: Verdict = Field(
         description="`out_of_scope`: not for this model; `uncertain`: unusual; `ok`: neither, yet it can be wrong.",
         examples=["ok"],
     )
@@ -211,15 +215,20 @@ class Limits(BaseModel):
 
 
 class Map(BaseModel):
-    method: Literal["attention", "rollout", "evidence", "occlusion"] = Field(examples=["attention"])
+    method: MapMethod = Field(examples=["attention"])
     quantity: str = Field(description="What the numbers are.", examples=["share of attention"])
     class_specific: bool = Field(
         description="False: the map is the same whatever class is asked about.", examples=[False]
     )
     signed: bool = Field(description="True: positive speaks for the target, negative against it.", examples=[False])
     target: str | None = Field(description="The class the map is about; null where it is about none.", examples=[None])
-    layer: int | None = Field(description="From 0; null where the method uses all.", examples=[11])
+    layer: int | None = Field(description="From 0; null where the method uses all.", examples=[3])
     head: int | Literal["mean"] | None = Field(description="From 0, or the mean of all.", examples=["mean"])
+    logit_share: Share = Field(
+        description="Share of the label's score that passes through what the map shows; under 1 for attention and "
+        "rollout where a head reads the patches before any attention.",
+        examples=[0.25],
+    )
     limits: Limits = Field(description="Smallest and largest number of the map, as they are.")
     box: Box
     grid: Grid
@@ -250,30 +259,42 @@ class Features(BaseModel):
 
 class ModelClass(BaseModel):
     name: str = Field(examples=["Tumor"])
-    description: str = Field(examples=["Tumour epithelium"])
-    color: str = Field(examples=["#c0392b"])
+    description: str = Field(examples=["tumour epithelium"])
+    color: str = Field(examples=["#c80000"])
+
+
+class ServiceLimits(BaseModel):
+    """For clients that choose what to send, and how long to wait."""
+
+    version: str = Field(description="Of this service, not of the model.", examples=["0.1.0"])
+    max_images: int = Field(description="Most images in one `/predict/batch`.", examples=[64])
+    max_body_bytes: int = Field(description="Largest body of a request.", examples=[33554432])
+    max_megapixels: float = Field(description="Largest picture.", examples=[50.0])
+    max_queue: int = Field(description="Tiles that may wait; eight for an image with `tta`.", examples=[256])
+    deadline_ms: int = Field(description="An answer comes within this, or 504 does.", examples=[10000])
 
 
 class ModelCard(BaseModel):
-    """The artefact's manifest, and where it runs. Fields beyond these are described in docs/artifact.md."""
+    """The artefact's manifest, where it runs, and what the service takes. More fields: docs/artifact.md."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(examples=["tissue-vit"])
-    version: str = Field(examples=["1.0.0"])
+    name: str = Field(examples=["default"])
+    version: str = Field(examples=["0.6.1"])
     summary: str = Field(examples=["Six tissues of colorectal H&E"])
     classes: list[ModelClass]
     tile_px: int = Field(description="Side of the square the model sees.", examples=[150])
     tile_mpp: float = Field(description="Micrometres per pixel it was trained at.", examples=[0.495])
     grid: int = Field(description="Patches along a side.", examples=[10])
-    layers: int = Field(examples=[12])
-    heads: int = Field(examples=[6])
+    layers: int = Field(examples=[4])
+    heads: int = Field(examples=[3])
     metrics: list[dict[str, Any]] = Field(description="Each with its protocol, n and 95 % interval.")
     intended_use: str = Field(examples=["Research and teaching"])
     limits: list[str] = Field(examples=[["Not for diagnosis"]])
-    digest: str = Field(examples=["d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592"])
-    device: Literal["cpu", "cuda"] = Field(examples=["cpu"])
-    precision: Literal["fp32", "fp16", "int8"] = Field(examples=["fp32"])
+    digest: str = Field(examples=["80868b95a23c4834b08374828013adf49e526f44b8f10ec53b9bb951dec8c136"])
+    device: Device = Field(examples=["cpu"])
+    precision: Precision = Field(examples=["fp32"])
+    service: ServiceLimits
 
 
 class Health(BaseModel):
@@ -282,6 +303,6 @@ class Health(BaseModel):
 
 class Readiness(BaseModel):
     status: Literal["ready"] = Field("ready", examples=["ready"])
-    device: Literal["cpu", "cuda"] = Field(description="Where the model really runs.", examples=["cpu"])
-    precision: Literal["fp32", "fp16", "int8"] = Field(examples=["fp32"])
-    digest: str = Field(examples=["d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592"])
+    device: Device = Field(description="Where the model really runs.", examples=["cpu"])
+    precision: Precision = Field(examples=["fp32"])
+    digest: str = Field(examples=["80868b95a23c4834b08374828013adf49e526f44b8f10ec53b9bb951dec8c136"])

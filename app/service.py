@@ -24,7 +24,7 @@ from app.schemas import AttentionOptions, FeatureOptions, PredictOptions
 from app.settings import Settings
 from app.trace import Trace
 from app.views import VIEWS, look_from, merge_views
-from model.maps import cut_groups, mask_groups
+from model.occlusion import cut_groups, mask_groups
 from model.pixels import ImageRefused, ImageTooLarge, check_mpp
 from model.session import Classifier, Explanations, Predictions
 
@@ -274,10 +274,10 @@ class Service:
         if options.method == "evidence":
             return maps.read_evidence(explanations, names, target)
         if options.method == "rollout":
-            return maps.read_rollout(explanations)
+            return maps.read_rollout(explanations, self.manifest.attended_share)
         if options.layout == "heads":
-            return maps.read_heads(explanations)
-        return maps.read_attention(explanations, options.layer, options.head)
+            return maps.read_heads(explanations, self.manifest.attended_share)
+        return maps.read_attention(explanations, options.layer, options.head, self.manifest.attended_share)
 
     @contextmanager
     def _reserve(self, places: int) -> Iterator[Reservation]:

@@ -5,16 +5,19 @@ Training writes it, the service reads it. It either verifies to the last byte or
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 
+Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "fp16", "int8"]
+Verdict = Literal["ok", "uncertain", "out_of_scope"]
 Role = Literal["predict", "explain", "weights", "golden", "licence", "reference"]
 MapMethod = Literal["attention", "rollout", "evidence", "occlusion"]
+MAP_METHODS: tuple[MapMethod, ...] = get_args(MapMethod)
 Removal = Literal["token", "pixels", "pixels and token"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -132,7 +135,7 @@ class Maps(Part):
     evidence: Literal["exact", "first-order", "mixed"]  # exact: with the bias it adds up to the logit
     default: MapMethod
     reads: Literal["class", "mean", "both"]  # the tokens that the head reads; the mean of its cells, where it has none
-    methods: list[MapMethod] = ["attention", "rollout", "evidence", "occlusion"]  # those that can be asked for
+    methods: list[MapMethod] = list(MAP_METHODS)  # those that can be asked for
     removal: Removal = "token"  # what `keep` takes away: the patch's token, or its pixels (filled with the mean colour)
     judged: JudgedMaps | None = None  # by `tissue-train judge-maps --write`, which also chooses the default
 
@@ -191,6 +194,12 @@ class Manifest(Part):
     @property
     def class_names(self) -> list[str]:
         return [c.name for c in self.classes]
+
+    @property
+    def attended_share(self) -> float:
+        """Of a logit, how much passes through attention: a second head may read the patches before any layer."""
+        early = self.architecture.sizes.get("early_share", 0.0)
+        return 1.0 - early if isinstance(early, int | float) else 1.0
 
     def precisions(self) -> list[Precision]:
         return [f.precision for f in self.files if f.role == "predict" and f.precision]

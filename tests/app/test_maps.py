@@ -12,7 +12,7 @@ from app.maps import (
     read_occlusion,
 )
 from app.schemas import AttentionOptions
-from model.maps import cut_groups
+from model.occlusion import cut_groups
 from tests.app.explanations import explain
 
 
@@ -52,16 +52,17 @@ def test_an_option_that_would_be_overlooked_is_refused(options, text):
 
 def test_attention_of_one_layer_and_head():
     whole = explain()
-    np.testing.assert_array_equal(read_attention(whole, 0, 3).grid, whole.attention[0, 0, 3])
-    last = read_attention(whole, None, "mean")
+    np.testing.assert_array_equal(read_attention(whole, 0, 3, 1.0).grid, whole.attention[0, 0, 3])
+    last = read_attention(whole, None, "mean", 0.25)
     np.testing.assert_allclose(last.grid, whole.attention[0, 1].mean(axis=0))
     assert (last.layer, last.head, last.class_specific, last.uniform_level) == (1, "mean", False, 0.01)
+    assert last.logit_share == 0.25
 
 
 @pytest.mark.parametrize(("layer", "head", "text"), [(2, 0, "layer 2 .* has 2"), (0, 4, "head 4 .* has 4")])
 def test_layers_and_heads_that_are_not_there(layer, head, text):
     with pytest.raises(LayerOutOfRange, match=text):
-        read_attention(explain(), layer, head)
+        read_attention(explain(), layer, head, 1.0)
 
 
 def test_evidence_is_of_the_target():

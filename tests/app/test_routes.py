@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import io
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from app import samples, service
 from app.metrics import Metrics
 from app.schemas import Attention, Features, HeadsAttention, ModelCard, Prediction
+from app.settings import SHIPPED_ARTIFACT
 from model.pixels import Picture
 from tests.app.conftest import encode, open_client
 from training.synthetic import SHIPPED_KINDS, draw_tile
@@ -165,6 +167,15 @@ def test_each_answer_names_the_precision_that_it_was_computed_in(tiny_artifact, 
     with open_client(artifact=tiny_artifact, precision="int8") as client:
         assert client.post_image("/predict", png).json()["model"]["precision"] == "int8"
         assert client.post_image("/attention", png).json()["prediction"]["model"]["precision"] == "fp32"
+
+
+def test_attention_says_how_much_of_the_answer_it_shows(png):
+    with open_client(artifact=SHIPPED_ARTIFACT) as shipped:
+        share = 1 - shipped.get("/model").json()["architecture"]["sizes"]["early_share"]
+        for method, shown in (("attention", share), ("rollout", share), ("evidence", 1)):
+            assert shipped.post_image(f"/attention?method={method}", png).json()["logit_share"] == shown
+        drawn = Image.open(io.BytesIO(shipped.post_image("/attention?method=rollout&format=png", png).content))
+        assert f"of {share:.0%} of the score" in drawn.info["caption"]
 
 
 def test_layers_and_heads_can_be_chosen(client, png):
@@ -326,6 +337,8 @@ def test_the_model_card(client):
     assert [entry["name"] for entry in card["classes"]] == list(SHIPPED_KINDS)
     assert (card["device"], card["precision"], card["tile_px"]) == ("cpu", "fp32", 150)
     assert card["maps"]["default"] == "evidence"
+    assert card["service"]["max_images"] == 64 and card["service"]["max_body_bytes"] == 32 << 20
+    assert card["service"]["version"] == version("tissue")
 
 
 @pytest.mark.parametrize("path", ["/", "/model", "/healthz", "/readyz", "/metrics"])

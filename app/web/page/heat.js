@@ -257,9 +257,10 @@ export class Heat {
   _tellMethod(map) {
     const sides = `orange speaks for ${map.target}, blue against it`;
     const exact = this._card?.maps?.evidence === "exact" ? "" : " An approximation: the patches don't add up to the logit exactly.";
+    const gathered = map.logit_share < 1 ? `${percent(map.logit_share)} of the answer (the rest is read off the patches before)` : "the answer";
     const words = {
-      attention: `What the class token, which gathers the answer, looked at in layer ${map.layer} of 0 to ${(this._card?.layers ?? 1) - 1}, ${map.head === "mean" ? "mean of all heads" : `head ${map.head}`}. ${ROUTING}`,
-      rollout: `Attention carried through all layers. ${ROUTING}`,
+      attention: `What the class token, which gathers ${gathered}, looked at in layer ${map.layer} of 0 to ${(this._card?.layers ?? 1) - 1}, ${map.head === "mean" ? "mean of all heads" : `head ${map.head}`}. ${ROUTING}`,
+      rollout: `Attention carried through all layers, which give ${gathered}. ${ROUTING}`,
       evidence: `What each patch adds to the score of ${map.target}: ${sides}. ${LOGIT}${exact}`,
       occlusion: `How far the score of ${map.target} falls when patches are taken away, group by group: ${sides}. ${LOGIT}`,
     };
