@@ -24,16 +24,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from app.export import Answer, flatten, list_columns
 from app.schemas import AttentionOptions, PredictOptions
 from app.settings import CLIENT_KEY, Settings
 
 if TYPE_CHECKING:
     import httpx
 
+    from app.client import Card
+
     Opened = AbstractAsyncContextManager[httpx.AsyncClient]
 
-Form = Literal["table", "json", "csv"]
-Answer = dict[str, Any]
+Form = Literal["table", "json", "jsonl", "csv", "geojson"]
 Command = Callable[..., None]
 
 # File and class names may hold brackets, which are not markup. In a pipe a table's lines must stay whole.
@@ -133,30 +135,35 @@ def serve(**settings: str | None) -> None:
 @offer(PredictOptions, leave_out="")
 def predict(
     files: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or globs.")],
-    form: Annotated[Form, typer.Option("--format", help="Form of the answer.")] = "table",
+    form: Annotated[
+        Form, typer.Option("--format", help="Form of the answer. csv and jsonl come row by row, geojson is for QuPath.")
+    ] = "table",
     url: Url = None,
     api_key: ApiKey = None,
     artifact: Artifact = None,
     features: Annotated[
         Path | None, typer.Option(help="Also write what the model's last layer read: .npy, a row for each picture.")
     ] = None,
-    **query: str | bool | None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Cut each picture, of known scale, into adjoining tiles and judge them all.")
+    ] = False,
+    **query: Any,
 ) -> None:
     """Say which tissue each picture shows. Exits with 1 where one could not be answered."""
-    if features is not None and features.suffix.lower() != ".npy":
-        fail(f"{features} must end in .npy, which is what is written")
     pictures = find_pictures(files)
-    with complaining(), Progress(console=complaints, disable=not complaints.is_terminal, transient=True) as progress:
-        task = progress.add_task("predicting", total=len(pictures))
-        classes, answers = asyncio.run(
-            _predict(_open(url, api_key, artifact), pictures, query, lambda: progress.advance(task), features)
+    check_choices(pictures, form, features, grid)
+    if grid:
+        query["mpp"] = read_scale(query["mpp"])
+    with complaining(), showing_progress(form, None if grid else len(pictures)) as when_done:
+        card, answers = asyncio.run(
+            _predict(_open(url, api_key, artifact), pictures, query, form, features, grid, when_done)
         )
-    print_answers(answers, classes, form)
+    print_whole(answers, card, form)
     failed = [answer for answer in answers if "error" in answer]
     for answer in failed:
-        complaints.print(f"{answer['file']}: {answer['error']['detail']}")
+        complaints.print(f"{name_picture(answer)}: {answer['error']['detail']}")
     if failed:
-        fail(f"{len(failed)} of {len(answers)} files failed")
+        fail(f"{len(failed)} of {len(answers)} failed")
 
 
 @cli.command()
@@ -226,13 +233,11 @@ def read_settings(**given: Any) -> Settings:
 
 def _explain_setting(problem: dict[str, Any]) -> str:
     name = ".".join(map(str, problem["loc"])).upper()
-    sentence = problem["msg"].removeprefix("Value error, ")
+    sentence = str(problem["msg"]).removeprefix("Value error, ")
     if not name:
         return sentence
-    came = (
-        "" if name.startswith("API_KEYS") else f", got {problem['input']!r}"
-    )  # logs and screens are no place for keys
-    return f"TISSUE_{name}: {sentence}{came}"
+    is_secret = name.startswith("API_KEYS")  # which neither screens nor logs should show
+    return f"TISSUE_{name}: {sentence}" if is_secret else f"TISSUE_{name}: {sentence}, got {problem['input']!r}"
 
 
 def find_pictures(arguments: list[str]) -> list[Path]:
@@ -246,6 +251,31 @@ def find_pictures(arguments: list[str]) -> list[Path]:
         known = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
         pictures += known if known and not path.is_file() else [path]
     return pictures
+
+
+def check_choices(pictures: list[Path], form: Form, features: Path | None, grid: bool) -> None:
+    if features is not None and features.suffix.lower() != ".npy":
+        fail(f"{features} must end in .npy, which is what is written")
+    if features is not None and grid:
+        fail("--features keeps a row for each picture, not for each of its tiles; leave it or --grid away")
+    if form == "geojson" and not (grid and len(pictures) == 1):
+        fail(f"--format geojson lays the tiles of one picture over it: give one, with --grid; {len(pictures)} came")
+
+
+def read_scale(mpp: str | None) -> float | None:
+    try:
+        return None if mpp is None else float(mpp)
+    except ValueError:
+        fail(f"--mpp is {mpp!r}; it must be a number, the um per pixel, such as 0.495")
+
+
+@contextmanager
+def showing_progress(form: Form, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar where somebody looks, unless rows show it; what goes to stdout is left alone."""
+    is_seen = complaints.is_terminal and not (form in ("csv", "jsonl") and sys.stdout.isatty())
+    with Progress(console=complaints, disable=not is_seen, transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("predicting", total=total)
+        yield lambda: progress.advance(task)
 
 
 def _open(url: str | None, api_key: str | None, artifact: Path | None) -> "Opened":
@@ -262,23 +292,31 @@ async def _predict(
     opened: "Opened",
     pictures: list[Path],
     query: dict[str, Any],
-    when_done: Callable[[], None],
+    form: Form,
     features: Path | None,
-) -> tuple[list[str], list[Answer]]:
+    grid: bool,
+    when_done: Callable[[], None],
+) -> tuple["Card", list[Answer]]:
     import numpy as np
 
     from app import client
 
+    answers = []
     async with opened as service:
         card = await client.ask_model(service)
-        answers = await client.ask_all(service, pictures, query, when_done)
+        print_one = start_rows(form, card, grid)
+        asked = client.ask_grid(service, pictures, query, card) if grid else client.ask_all(service, pictures, query)
+        async for answer in asked:
+            answers.append(answer)
+            print_one(answer)
+            when_done()
         if features is not None:
-            rows = await client.ask_features(service, pictures, query.get("mpp"), card["feature_width"])
+            rows = await client.ask_features(service, pictures, query["mpp"], card.feature_width)
             try:
                 np.save(features, rows)
             except OSError as error:
                 fail(f"{features} can't be written: {error.strerror}")
-    return [known["name"] for known in card["classes"]], answers
+    return card, answers
 
 
 async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> bytes:
@@ -288,24 +326,47 @@ async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> byt
         return (await client.ask(service, "/attention", picture, query)).content
 
 
-def print_answers(answers: list[Answer], classes: list[str], form: Form) -> None:
+def start_rows(form: Form, card: "Card", grid: bool) -> Callable[[Answer], None]:
+    """What prints an answer as soon as it is there, in the forms that go row by row."""
+    match form:
+        case "jsonl":
+            return lambda answer: typer.echo(json.dumps(answer))
+        case "csv":
+            return start_csv([known.name for known in card.classes], grid)
+        case _:
+            return lambda answer: None
+
+
+def start_csv(classes: list[str], grid: bool) -> Callable[[Answer], None]:
+    from app.grid import Box
+
+    columns = list_columns(classes, Box._fields if grid else ())
+    # A service of another version may answer more than there are columns for.
+    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+
+    def print_row(answer: Answer) -> None:
+        writer.writerow(flatten(answer))
+        sys.stdout.flush()
+
+    return print_row
+
+
+def print_whole(answers: list[Answer], card: "Card", form: Form) -> None:
     match form:
         case "json":
             typer.echo(json.dumps(answers, indent=2))
-        case "csv":
-            print_csv(answers, classes)
+        case "geojson":
+            from app.grid import to_geojson
+
+            typer.echo(json.dumps(to_geojson(answers, {known.name: known.color for known in card.classes})))
         case "table":
             print_table([answer for answer in answers if "error" not in answer])
 
 
-def print_csv(answers: list[Answer], classes: list[str]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["file", "label", "confidence", *classes, "verdict", "error"])
-    for answer in answers:
-        probabilities = answer.get("probabilities", {})
-        shares = [probabilities.get(name) for name in classes]
-        row = [answer["file"], answer.get("label"), answer.get("confidence"), *shares]
-        writer.writerow([*row, answer.get("verdict"), answer.get("error", {}).get("detail")])
+def name_picture(answer: Answer) -> str:
+    box = answer.get("box")
+    return f"{answer['file']} at {box['x']}, {box['y']}" if box else str(answer["file"])
 
 
 def print_table(answers: list[Answer]) -> None:
@@ -315,7 +376,7 @@ def print_table(answers: list[Answer]) -> None:
     for answer in answers:
         remarks = ", ".join(remark["code"] for remark in (*answer["reasons"], *answer["warnings"]))
         verdict = f"{answer['verdict']} ({remarks})" if remarks else answer["verdict"]
-        table.add_row(answer["file"], answer["label"], f"{answer['confidence']:.3f}", verdict)
+        table.add_row(name_picture(answer), answer["label"], f"{answer['confidence']:.3f}", verdict)
     if answers:
         console.print(table)
 

@@ -5,7 +5,8 @@ Both answer on the same routes, so a picture gets the same answer whether a serv
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ from typing import Any
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
+from app.errors import find_kind
+from app.export import Answer
+from app.grid import Field, cut, read_field
 from app.main import create_app
+from app.schemas import ModelClass
 from app.settings import Settings
+from model.pixels import ImageRefused
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"})
 IN_FLIGHT = 8  # pictures under way at a time: enough for decoding and inference to overlap
@@ -23,6 +30,16 @@ TIMEOUT_S = 120  # the service has a deadline of its own, this one is for lost c
 PATIENCE_MS = 600_000
 MOST_TRIES = 5
 LONGEST_WAIT_S = 60  # as the service never asks for more; whoever does is given up
+WRONG_FOR_ALL = frozenset({"unauthorized", "invalid_parameter", "coverage_unavailable", "mpp_out_of_range"})
+
+
+class Card(BaseModel):
+    """What is needed of the model's card."""
+
+    classes: list[ModelClass]
+    tile_px: int
+    tile_mpp: float
+    feature_width: int
 
 
 class Unanswered(RuntimeError):
@@ -61,36 +78,66 @@ async def open_here(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def ask_model(client: httpx.AsyncClient) -> dict[str, Any]:
-    """The model's card; the first request, which tells whether anybody answers."""
-    return _read_object(await _request(client, "GET", "/model"))
+async def ask_model(client: httpx.AsyncClient) -> Card:
+    """The first request, which tells whether anybody answers."""
+    response = await _request(client, "GET", "/model")
+    try:
+        return Card.model_validate_json(response.content)
+    except ValidationError:
+        raise Unanswered(_suspect(response, "what is no model's card")) from None
 
 
-async def ask(client: httpx.AsyncClient, route: str, picture: Path, query: dict[str, Any]) -> httpx.Response:
+async def ask(client: httpx.AsyncClient, route: str, picture: Path | bytes, query: dict[str, Any]) -> httpx.Response:
+    data = picture if isinstance(picture, bytes) else _read(picture)
     asked = {name: value for name, value in query.items() if value is not None}
     headers = {"Content-Type": "image/*"}  # the service looks at the bytes
-    return await _request(client, "POST", route, content=_read(picture), params=asked, headers=headers)
+    return await _request(client, "POST", route, content=data, params=asked, headers=headers)
 
 
-async def ask_all(
-    client: httpx.AsyncClient,
-    pictures: list[Path],
-    query: dict[str, Any],
-    when_done: Callable[[], None],
-) -> list[dict[str, Any]]:
+def ask_all(client: httpx.AsyncClient, pictures: Iterable[Path], query: dict[str, Any]) -> AsyncIterator[Answer]:
     """For each picture, in order, `file` and its prediction or its `error`, as /predict/batch has them."""
-    places = asyncio.Semaphore(IN_FLIGHT)
+    return _ask_in_order(client, (({"file": str(picture)}, picture) for picture in pictures), query)
 
-    async def predict(picture: Path) -> dict[str, Any]:
-        async with places:
-            try:
-                answer = _read_object(await ask(client, "/predict", picture, query))
-            except Unanswered as error:
-                answer = {"error": error.problem}
-            when_done()
-            return {"file": str(picture), **answer}
 
-    return await asyncio.gather(*map(predict, pictures))
+async def ask_grid(
+    client: httpx.AsyncClient, pictures: Iterable[Path], query: dict[str, Any], card: Card
+) -> AsyncIterator[Answer]:
+    """For each picture, in order, the same for each of its tiles, with its `box`; or for the picture its `error`."""
+    for picture in pictures:
+        file = {"file": str(picture)}
+        try:
+            field = _read_field(picture, query["mpp"], card)
+        except Unanswered as error:
+            yield file | _excuse(error)
+            continue
+        tiles = ((file | {"box": box._asdict()}, data) for box, data in cut(field))
+        async for answer in _ask_in_order(client, tiles, query | {"mpp": field.mpp}):
+            yield answer
+
+
+async def _ask_in_order(
+    client: httpx.AsyncClient, named: Iterable[tuple[Answer, Path | bytes]], query: dict[str, Any]
+) -> AsyncIterator[Answer]:
+    """A few under way at a time; an answer comes as soon as it and those before it are there."""
+
+    async def predict(name: Answer, picture: Path | bytes) -> Answer:
+        try:
+            return name | _read_object(await ask(client, "/predict", picture, query))
+        except Unanswered as error:
+            return name | _excuse(error)
+
+    under_way: deque[asyncio.Task[Answer]] = deque()
+    try:
+        for name, picture in named:
+            under_way.append(asyncio.create_task(predict(name, picture)))
+            if len(under_way) == IN_FLIGHT:
+                yield await under_way.popleft()
+        while under_way:
+            yield await under_way.popleft()
+    finally:
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
 
 
 async def ask_features(client: httpx.AsyncClient, pictures: list[Path], mpp: object, width: int) -> NDArray[np.float32]:
@@ -107,6 +154,22 @@ async def ask_features(client: httpx.AsyncClient, pictures: list[Path], mpp: obj
             return row
 
     return np.stack(await asyncio.gather(*map(read, pictures)))
+
+
+def _excuse(error: Unanswered) -> Answer:
+    """The problem of one picture; one that all would have ends everything."""
+    if error.problem.get("code") in WRONG_FOR_ALL:
+        raise error
+    return {"error": error.problem}
+
+
+def _read_field(picture: Path, mpp: float | None, card: Card) -> Field:
+    try:
+        return read_field(_read(picture), card.tile_px, card.tile_mpp, mpp)
+    except ImageRefused as error:
+        kind = find_kind(error)
+        problem = {"code": kind.code, "title": kind.title, "status": kind.status, "detail": str(error)}
+        raise Unanswered(problem) from None
 
 
 def _read(picture: Path) -> bytes:
@@ -127,6 +190,8 @@ async def _request(client: httpx.AsyncClient, method: str, route: str, **content
             cause = str(error) or type(error).__name__
             reason = f"nobody answers at {client.base_url} ({cause}); start a service there with `tissue serve`"
             raise Unanswered(_problem(reason)) from None
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise asyncio.CancelledError  # which the service, where it runs in this process, has answered with 503
         wait_s = _retry_after_s(response)
         if response.status_code != 503 or not tries_left or wait_s > LONGEST_WAIT_S:
             break
@@ -147,8 +212,7 @@ def _read_problem(response: httpx.Response) -> dict[str, Any]:
         problem = _read_object(response)
         if "detail" in problem:
             return problem
-    reason = f"{response.url} answered {response.status_code} {response.reason_phrase}: is it a tissue service?"
-    return _problem(reason, "Something else answers there")
+    return _suspect(response, f"{response.status_code} {response.reason_phrase}")
 
 
 def _read_object(response: httpx.Response) -> dict[str, Any]:
@@ -157,9 +221,12 @@ def _read_object(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        reason = f"{response.url} answered what is no JSON object: is it a tissue service?"
-        raise Unanswered(_problem(reason, "Something else answers there"))
+        raise Unanswered(_suspect(response, "what is no JSON object"))
     return document
+
+
+def _suspect(response: httpx.Response, came: str) -> dict[str, Any]:
+    return _problem(f"{response.url} answered {came}: is it a tissue service?", "Something else answers there")
 
 
 def _problem(reason: str, title: str = "There is no service") -> dict[str, Any]:

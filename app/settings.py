@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.artifact import Device, Precision
+
 PREFIX = "TISSUE_"
 CLIENT_KEY = "TISSUE_API_KEY"  # what `tissue predict` sends: no setting of the service
 SHIPPED_ARTIFACT = Path(__file__).parent.parent / "model" / "default"
@@ -39,18 +41,19 @@ class Settings(BaseSettings):
     artifact: Path = Field(
         SHIPPED_ARTIFACT, description="Directory of the artefact to serve: manifest.json and its graphs."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Literal["auto", Device] = Field(
         "auto",
         description="`cuda` refuses to start without a working GPU, `auto` uses one that works, `cpu` never does.",
     )
-    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+    precision: Literal["auto", Precision] = Field(
         "auto", description="Graphs to run: `fp32`, `fp16`, `int8`; `auto` means fp32."
     )
     max_batch: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Most tiles in one model call. Unset: 1 on a CPU, where more gain little; 32 on a GPU.",
+        description="Most tiles in one model call; int8 always takes 1. Unset: 1 on a CPU, where more gain little; "
+        "32 on a GPU.",
     )
     max_queue: int = Field(
         256,

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from typer.testing import CliRunner, Result
 
 from app import schemas
 from app.__main__ import cli, find_pictures
+from app.export import list_columns
 from app.settings import Settings
 from model.artifact import read_manifest
+from training.synthetic import draw_tile
 
 KEY = "only-for-this-test"
 
@@ -105,7 +108,7 @@ def test_predict_json_has_an_item_per_file_in_the_order_of_the_arguments(tiles):
     assert schemas.FailedItem.model_validate(text).error.status == 415
     assert f"{missing}: " in result.stderr
     assert f"{tiles / 'notes.txt'}: " in result.stderr
-    assert result.stderr.endswith("tissue: 2 of 4 files failed\n")
+    assert result.stderr.endswith("tissue: 2 of 4 failed\n")
 
 
 def test_predict_ends_well_when_all_are_answered(tiles):
@@ -135,11 +138,93 @@ def test_predict_csv_has_a_column_per_class(tiles, artifact):
     result = run("predict", tiles / "b.png", tiles / "broken.png", "--format", "csv")
     classes = read_manifest(artifact).class_names
     good, bad = csv.DictReader(io.StringIO(result.stdout))
-    assert list(good) == ["file", "label", "confidence", *classes, "verdict", "error"]
-    assert sum(float(good[name]) for name in classes) == pytest.approx(1, abs=1e-5)
-    assert good["label"] == max(classes, key=lambda name: float(good[name]))
+    assert list(good) == list_columns(classes)
+    assert sum(float(good[f"p_{name}"]) for name in classes) == pytest.approx(1, abs=1e-5)
+    assert good["label"] == max(classes, key=lambda name: float(good[f"p_{name}"]))
+    assert good["warnings"] == "unknown_scale"
     assert good["error"] == bad["label"] == bad["confidence"] == ""
-    assert bad["error"]
+    assert (good["status"], bad["status"], bad["error_code"]) == ("answered", "failed", "undecodable_image")
+
+
+def test_rows_come_one_by_one(tiles):
+    """The last picture is a pipe, of which nothing can be read before the test has read the first row."""
+    os.mkfifo(tiles / "pipe")
+    command = [sys.executable, "-m", "app", "predict", *[str(tiles / "b.png")] * 9, str(tiles / "pipe")]
+    with subprocess.Popen([*command, "--format", "jsonl"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        patience = threading.Timer(120, process.kill)  # or a row that doesn't come would be waited for without an end
+        patience.start()
+        first = json.loads(process.stdout.readline())
+        patience.cancel()
+        (tiles / "pipe").write_bytes((tiles / "b.png").read_bytes())
+        rows = [first, *map(json.loads, process.stdout)]
+    assert process.returncode == 0
+    assert [row.pop("file") for row in rows] == [*[str(tiles / "b.png")] * 9, str(tiles / "pipe")]
+    assert all(row == rows[0] for row in rows)
+
+
+def test_rows_go_to_stdout_while_progress_is_shown(tiles):
+    command = [sys.executable, "-m", "app", "predict", str(tiles / "b.png"), "--format", "csv"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"FORCE_COLOR": "1"})
+    assert "predicting" in ended.stderr
+    assert ended.stdout.count("\n") == 2
+
+
+@pytest.fixture
+def field(tmp_path: Path) -> Path:
+    """Three by two tiles, and not enough at the right and at the bottom for more."""
+    file = tmp_path / "field.png"
+    Image.fromarray(draw_tile("Tumor", 7, 520)[:340]).save(file)
+    return file
+
+
+@pytest.mark.parametrize(("mpp", "side"), [(0.495, 150), (0.51, 146), (0.75, 99)])
+def test_each_tile_of_a_grid_is_answered_as_if_it_came_alone(field, tmp_path, service, mpp, side):
+    arguments = ["--mpp", mpp, "--format", "json"]
+    items = json.loads(run("predict", field, "--grid", *arguments).stdout)
+    there = run("predict", field, "--grid", *arguments, "--url", service, "--api-key", KEY)
+    assert json.loads(there.stdout) == items
+    assert [item.pop("box") for item in items] == [
+        {"x": x, "y": y, "width": side, "height": side}
+        for y in range(0, 341 - side, side)
+        for x in range(0, 521 - side, side)
+    ]
+    with Image.open(field) as picture:
+        for n in range(len(items)):
+            x, y = n % (520 // side) * side, n // (520 // side) * side
+            picture.crop((x, y, x + side, y + side)).save(tmp_path / f"{n:02}.png")
+    alone = json.loads(run("predict", *sorted(tmp_path.glob("[0-9]*.png")), *arguments).stdout)
+    for item in items + alone:
+        del item["file"], item["input"]["sha256"]  # of bytes that another encoder may write
+    assert alone == items
+
+
+def test_grid_knows_the_scale_from_the_file_as_well(field, tmp_path):
+    tagged = tmp_path / "tagged.png"
+    with Image.open(field) as picture:
+        picture.save(tagged, dpi=(25_400 / 0.495, 25_400 / 0.495))
+    rows = csv.DictReader(io.StringIO(run("predict", tagged, "--grid", "--format", "csv").stdout))
+    assert [(row["box_x"], row["box_y"]) for row in rows] == [(x, y) for y in ("0", "150") for x in ("0", "150", "300")]
+    result = run("predict", field, tagged, "--grid")
+    assert result.exit_code == 1 and "tagged.png at 300, 150" in result.stdout
+    assert f"{field}: The file doesn't tell its scale" in result.stderr
+
+
+def test_grid_is_drawn_for_qupath(field, artifact):
+    colors = {known.name: list(bytes.fromhex(known.color[1:])) for known in read_manifest(artifact).classes}
+    items = json.loads(run("predict", field, "--grid", "--mpp", "0.495", "--format", "json").stdout)
+    drawn = json.loads(run("predict", field, "--grid", "--mpp", "0.495", "--format", "geojson").stdout)
+    assert drawn["type"] == "FeatureCollection" and len(drawn["features"]) == len(items) == 6
+    assert drawn["features"][4]["geometry"] == {
+        "type": "Polygon",
+        "coordinates": [[[150, 150], [300, 150], [300, 300], [150, 300], [150, 150]]],
+    }
+    for feature, item in zip(drawn["features"], items, strict=True):
+        properties = feature["properties"]
+        assert properties["objectType"] == "tile"
+        assert properties["classification"] == {"name": item["label"], "color": colors[item["label"]]}
+        assert properties["measurements"]["confidence"] == item["confidence"]
+        assert properties["measurements"][f"p_{item['label']}"] == item["probabilities"][item["label"]]
 
 
 def test_predict_keeps_the_features_of_each_picture(tiles, tmp_path):
@@ -224,6 +309,14 @@ def test_attention_of_a_service_is_the_same(tiles, tmp_path, service):
         (["predict", "b.png", "--url", "127.0.0.1:8000"], "http://"),
         (["predict", "b.png", "--url", "http://127.0.0.1:1", "--artifact", "x"], "--artifact"),
         (["predict", "b.png", "--artifact", "nowhere"], "nowhere holds no manifest.json"),
+        (["predict", "b.png", "broken.png", "b.png", "--coverage", "0.33"], "coverage"),
+        (["predict", "b.png", "b.png", "--mpp", "9"], "mpp is 9"),
+        (["predict", "b.png", "b.png", "--mpp", "fine"], "mpp"),
+        (["predict", "b.png", "b.png", "--mpp", "9", "--grid"], "mpp is 9"),
+        (["predict", "b.png", "--mpp", "fine", "--grid"], "--mpp is 'fine'"),
+        (["predict", "b.png", "--grid", "--features", "rows.npy"], "--features"),
+        (["predict", "b.png", "--format", "geojson"], "--grid"),
+        (["predict", "b.png", "b.png", "--grid", "--format", "geojson"], "2 came"),
         (["serve", "--port", "abc"], "TISSUE_PORT"),
     ],
 )

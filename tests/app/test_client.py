@@ -4,7 +4,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.client import Unanswered, ask, ask_all, ask_model, connect
+from app.client import Card, Unanswered, ask, ask_all, ask_model, connect, open_here
+from app.export import Answer
+from app.settings import Settings
+
+CARD = {
+    "classes": [{"name": "Tumor", "description": "Tumour epithelium", "color": "#c80000"}],
+    "tile_px": 150,
+    "tile_mpp": 0.495,
+    "feature_width": 32,
+}
 
 
 def call(coroutine_of, answer) -> object:
@@ -17,9 +26,18 @@ def call(coroutine_of, answer) -> object:
     return asyncio.run(run())
 
 
+def gather(pictures: list[Path], answer) -> list[Answer]:
+    async def run(client: httpx.AsyncClient) -> list[Answer]:
+        return [answer async for answer in ask_all(client, pictures, {})]
+
+    answers = call(run, answer)
+    assert isinstance(answers, list)
+    return answers
+
+
 def test_busy_service_is_asked_again_when_it_says():
-    answers = iter([httpx.Response(503, headers={"Retry-After": "0"}), httpx.Response(200, json={"name": "tiny"})])
-    assert call(ask_model, lambda request: next(answers)) == {"name": "tiny"}
+    answers = iter([httpx.Response(503, headers={"Retry-After": "0"}), httpx.Response(200, json=CARD)])
+    assert call(ask_model, lambda request: next(answers)) == Card.model_validate(CARD)
 
 
 def test_service_that_stays_busy_is_given_up():
@@ -86,6 +104,8 @@ def test_a_key_that_no_header_can_carry_is_at_fault_itself(key):
     [
         httpx.Response(200, text="<html>"),
         httpx.Response(200, json=[]),
+        httpx.Response(200, json={"status": "ok"}),
+        httpx.Response(200, json=CARD | {"classes": ["Tumor"]}),
         httpx.Response(422, json={}, headers={"Content-Type": "application/problem+json"}),
         httpx.Response(422, text="no", headers={"Content-Type": "application/problem+json"}),
     ],
@@ -132,19 +152,43 @@ def test_picture_travels_raw_and_options_in_the_query(tmp_path: Path):
     assert dict(seen[0].url.params) == {"mpp": "0.5", "tta": "true"}
 
 
-def test_answers_keep_the_order_of_the_pictures_and_progress_counts_failures(tmp_path: Path):
+def test_answers_come_in_the_order_of_the_pictures(tmp_path: Path):
     pictures = [tmp_path / f"{number}.png" for number in range(20)]
     for picture in pictures[1:]:
         picture.write_bytes(picture.name.encode())
-    done: list[None] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:
         await asyncio.sleep(0)  # others overtake
         return httpx.Response(200, json={"label": request.content.decode()})
 
-    answers = call(lambda client: ask_all(client, pictures, {}, lambda: done.append(None)), answer)
-    assert isinstance(answers, list)
+    answers = gather(pictures, answer)
     assert [item["file"] for item in answers] == [str(picture) for picture in pictures]
     assert answers[0]["error"]["code"] == "unreadable_file"
     assert [item["label"] for item in answers[1:]] == [picture.name for picture in pictures[1:]]
-    assert len(done) == 20
+
+
+def test_ctrl_c_ends_it_without_a_server_too(tiny_artifact: Path, png: bytes, tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(png)
+
+    async def ask_until_cancelled() -> None:
+        async with open_here(Settings(artifact=tiny_artifact)) as service:
+            async for _ in ask_all(service, [tmp_path / "a.png"] * 50, {}):
+                if (task := asyncio.current_task()) and not task.cancelling():
+                    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(ask_until_cancelled())
+
+
+def test_an_option_that_is_wrong_for_all_ends_it(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"bytes")
+    problem = {"detail": "no such coverage", "code": "coverage_unavailable"}
+    asked = []
+
+    async def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(422, json=problem, headers={"Content-Type": "application/problem+json"})
+
+    with pytest.raises(Unanswered, match="no such coverage"):
+        gather([tmp_path / "a.png"] * 100, refuse)
+    assert len(asked) < 10

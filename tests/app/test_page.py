@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from app.colormaps import TABLES
+from app.export import list_columns
 from app.settings import SHIPPED_ARTIFACT
 from tests.app.chromium import NEEDS_CHROMIUM, Visit
 from tests.app.chromium import browser as browser
@@ -294,6 +295,7 @@ def test_many_tiles_and_broken_files_are_sorted_counted_and_saved(open_page, til
     rows = list(csv.DictReader(io.StringIO(saved["CSV"])))
     items = json.loads(saved["JSON"])
     assert len(rows) == len(items) == 203
+    assert list(rows[0]) == list_columns(next(item["probabilities"] for item in items if "error" not in item))
     assert {row["file"] for row in rows} == {"'" + FORMULA, *names, *(name for name, _ in broken)} - {FORMULA}
     for row, item in zip(rows, items, strict=True):
         assert row["file"].removeprefix("'") == item["file"]

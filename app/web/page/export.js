@@ -2,6 +2,16 @@
 
 import { measureDoubt } from "./tiles.js";
 
+// Whatever was answered; `tissue predict --format csv` has the same. "p_" stands for a column for each class.
+const COLUMNS = [
+  ...["file", "status", "label", "confidence", "doubt", "verdict", "reasons", "warnings", "p_", "set", "coverage"],
+  ...["quality_tissue_share", "quality_sharpness", "quality_brightness", "quality_odd_share"],
+  ...["quality_blue_absorption", "quality_foreign_share", "quality_distance"],
+  ...["tta_views", "tta_disagreement", "tta_spread"],
+  ...["input_width", "input_height", "input_format", "input_mpp", "input_mpp_source", "input_sha256", "input_box"],
+  ...["model_name", "model_version", "model_digest", "model_device", "model_precision"],
+  ...["request_id", "error_code", "error"],
+];
 const BYTE_ORDER_MARK = "\ufeff"; // without it spreadsheets take UTF-8 for something else
 
 export function writeJson(tiles) {
@@ -16,7 +26,8 @@ function describe({ name, answer, problem }) {
 
 export function writeCsv(tiles) {
   const rows = finished(tiles).map(flatten);
-  const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+  const classes = new Set(tiles.flatMap(({ answer }) => Object.keys(answer?.probabilities ?? {})));
+  const columns = COLUMNS.flatMap((name) => (name === "p_" ? [...classes].map((label) => name + label) : name));
   const lines = [columns, ...rows.map((row) => columns.map((column) => row[column] ?? ""))];
   return BYTE_ORDER_MARK + lines.map((cells) => `${cells.map(writeCell).join(",")}\r\n`).join("");
 }
