@@ -44,7 +44,7 @@ class Architecture(Part):
 
 class Calibration(Part):
     temperature: float = Field(gt=0)  # logits are divided by it inside the graph; 1 leaves them as they are
-    n: int  # predictions it was fitted on
+    n: int  # tiles, or slides, it was fitted on
     protocol: str
 
 

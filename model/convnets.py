@@ -8,9 +8,10 @@ Letters: N batch, S tile side, G = S/15, D width of the last cells, K classes.
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.layers import Residual, Scaling
 
 PATCH_PX = 15
 
@@ -105,21 +106,6 @@ class Ending(nn.Module):
         return Output(self.head(features), features, cells)
 
 
-class Scaling(nn.Module):
-    """From [0, 1] to what the weights were trained on."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-
 # -- PoolFormer ----------------------------------------------------------------------------------------------------
 
 
@@ -197,24 +183,6 @@ class ConvMixer(nn.Module):
 # -- ResNet --------------------------------------------------------------------------------------------------------
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions and a way around them (He et al., arXiv 1512.03385); a stride of 5 keeps kernels centred."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        kernel = 3 if stride == 1 else stride + 2
-        self.conv1 = nn.Conv2d(inside, outside, kernel, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, kernel_size=3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outside)
-        around = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(inside, outside, kernel_size=1))
-        self.shortcut = nn.Identity() if inside == outside and stride == 1 else around
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
 class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig, classes: int) -> None:
         super().__init__()
@@ -224,8 +192,8 @@ class ResNet(nn.Module):
         self.norm = nn.BatchNorm2d(config.widths[0])
         blocks, inside = [], config.widths[0]
         for width, count, stride in zip(config.widths, config.blocks, (1, 1, 5, 1), strict=True):
-            for place in range(count):
-                blocks.append(ResidualBlock(inside, width, stride if place == 0 else 1))
+            for step in (stride, *[1] * (count - 1)):
+                blocks.append(Residual(inside, width, step, bare=inside == width and step == 1))
                 inside = width
         self.blocks = nn.Sequential(*blocks)
         self.ending = Ending(inside, classes)

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import convnets, msht, vit
-from model.artifact import MapMethod, Removal
+from model.artifact import MAP_METHODS, MapMethod, Removal
+from model.layers import Mlp, patch_shares
 from model.msht import MSHT, MSHTConfig
 from model.network import Network, NetworkConfig, TokenNetwork
-from model.vit import ViT, ViTConfig, patch_shares
+from model.vit import ViT, ViTConfig
 
 
 def to_images(tiles: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class TokenExplanation(NamedTuple):
 
 def find_methods(config: NetworkConfig) -> list[MapMethod]:
     has_tokens = isinstance(config, ViTConfig | MSHTConfig)
-    return ["attention", "rollout", "evidence", "occlusion"] if has_tokens else ["evidence", "occlusion"]
+    return list(MAP_METHODS) if has_tokens else ["evidence", "occlusion"]
 
 
 def find_removal(config: NetworkConfig) -> Removal:
@@ -72,8 +73,7 @@ class PredictGraph(nn.Module):
         self.temperature = temperature
 
     def forward(self, tiles: Tensor) -> Prediction:
-        out = self.net(to_images(tiles))
-        return Prediction(out.logits, (out.logits / self.temperature).softmax(dim=1), out.features)
+        return calibrate(self.net(to_images(tiles)), self.temperature)
 
 
 class ExplainGraph(nn.Module):
@@ -88,17 +88,18 @@ class ExplainGraph(nn.Module):
             images = fill_removed(images, keep)
         if not isinstance(net, ViT | MSHT):
             out = net(images)
-            return Explanation(*self.predict(out), to_grid(cell_evidence(net, out)))
+            return Explanation(*calibrate(out, self.temperature), to_grid(cell_evidence(net, out)))
         out = net(images, keep=keep, need_weights=True)
         return TokenExplanation(
-            *self.predict(out),
+            *calibrate(out, self.temperature),
             to_grid(readout_attention(net, out)),
             to_grid(rollout(net, out, keep)),
             to_grid(evidence(net, out, keep)),
         )
 
-    def predict(self, out: vit.Output | msht.Output | convnets.Output) -> Prediction:
-        return Prediction(out.logits, (out.logits / self.temperature).softmax(dim=1), out.features)
+
+def calibrate(out: vit.Output | msht.Output | convnets.Output, temperature: float) -> Prediction:
+    return Prediction(out.logits, (out.logits / temperature).softmax(dim=1), out.features)
 
 
 def fill_removed(images: Tensor, keep: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ class LastMixing(NamedTuple):
     values: Tensor  # (N, H, T, D/H)
     proj: nn.Linear
     norm: nn.LayerNorm  # of the MLP that follows
-    mlp: vit.Mlp | msht.Mlp
+    mlp: Mlp
 
 
 def find_last_mixing(net: TokenNetwork, out: vit.Output | msht.Output) -> LastMixing:

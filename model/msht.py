@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.layers import DropPath, Mlp, Pooling, Residual, Scaling, initialise, pool, removal_bias, select
+
 STAGE_STRIDES = (1, 1, 5, 1)  # after the stem's 3: 50, 50, 10 and 10 cells a side on a tile of 150 px
 POOLINGS = (5, 5, 1, 1)  # from a stage's cells to the grid of the tokens
 PATCH_PX = 15
@@ -27,7 +29,7 @@ class MSHTConfig:
     width: int = 128
     heads: int = 4
     mlp_ratio: int = 4
-    pool: Literal["class", "mean", "both"] = "class"  # which tokens the head reads; the paper's reads the class token
+    pool: Pooling = "class"  # which tokens the head reads; the paper's reads the class token
     drop_path: float = 0.1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -61,23 +63,6 @@ class Output(NamedTuple):
 
 
 # -- the convolutional side ----------------------------------------------------------------------------------------
-
-
-class Residual(nn.Module):
-    """Two convolutions and a way around them (He et al., arXiv 1512.03385); a stride of 5 keeps kernels centred."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        kernel = 3 if stride == 1 else stride + 2
-        self.conv1 = nn.Conv2d(inside, outside, kernel, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, kernel_size=3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outside)
-        self.shortcut = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(inside, outside, kernel_size=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
 class Encoder(nn.Module):
@@ -162,17 +147,6 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2)), weights  # (N, T, D), (N, H, T, T)
 
 
-class Mlp(nn.Module):
-    def __init__(self, config: MSHTConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_ratio * config.width)
-        self.fc2 = nn.Linear(config.mlp_ratio * config.width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
 class Block(nn.Module):
     """One decoder block: the tokens among themselves, then as one stage of the convolutional side guides them."""
 
@@ -180,42 +154,30 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(config.width, eps=1e-6) for _ in range(4))
         self.attn = Attention(config)
-        self.mlp1 = Mlp(config)
+        self.mlp1 = Mlp(config.width, config.mlp_ratio)
         self.guided = Attention(config)
-        self.mlp2 = Mlp(config)
-        self.drop_path = drop_path
+        self.mlp2 = Mlp(config.width, config.mlp_ratio)
+        self.drop_path = DropPath(drop_path)
 
     def forward(
         self, x: Tensor, gaze: Tensor, glance: Tensor, bias: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         y = self.norm1(x)
         mixed, own = self.attn(y, y, y, bias, need_weights)
-        x = x + self.skip_some(mixed)
-        x = x + self.skip_some(self.mlp1(self.norm2(x)))
+        x = x + self.drop_path(mixed)
+        x = x + self.drop_path(self.mlp1(self.norm2(x)))
         before = x
         mixed, guided = self.guided(gaze, glance, self.norm3(x), bias, need_weights)
-        x = x + self.skip_some(mixed)
-        x = x + self.skip_some(self.mlp2(self.norm4(x)))
+        x = x + self.drop_path(mixed)
+        x = x + self.drop_path(self.mlp2(self.norm4(x)))
         return x, before, own, guided
-
-    def skip_some(self, branch: Tensor) -> Tensor:
-        """Stochastic depth (arXiv 1603.09382): some images of the batch go without this branch."""
-        if not self.training or self.drop_path == 0:
-            return branch
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path  # (N, 1, 1)
-        return branch * kept / (1 - self.drop_path)
 
 
 class MSHT(nn.Module):
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: MSHTConfig, classes: int) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
-
+        self.scaling = Scaling(config.mean, config.std)
         self.encoder = Encoder(config)
         self.embed = nn.Conv2d(config.channels[-1], config.width, kernel_size=1)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -225,63 +187,37 @@ class MSHT(nn.Module):
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.feature_width, classes)
-        self.initialise()
-
-    def initialise(self) -> None:
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.head.weight)  # every class equally likely before the first step
+        initialise(self, [self.head])
 
     def forward(
         self,
         images: Tensor,  # (N, 3, S, S) in [0, 1]
         *,
-        kept: Tensor | None = None,  # (N, M) indices of the patch tokens that take part
+        visible: Tensor | None = None,  # (N, M) indices of the patch tokens that take part
         keep: Tensor | None = None,  # (N, G*G) false removes a patch token; what the stages see is left to the caller
         need_weights: bool = False,
     ) -> Output:
-        stages = self.encoder((images - self.mean) / self.std)
-        x = self.place(to_tokens(self.embed(emphasise(stages[-1]))), kept)  # (N, T, D)
+        stages = self.encoder(self.scaling(images))
+        x = self.place(to_tokens(self.embed(emphasise(stages[-1]))), visible)  # (N, T, D)
         bias = None if keep is None else removal_bias(keep).to(x.dtype)
 
         before, tokens, own_weights, guided_weights = x, [x], [], []
         for block, focus, stage in zip(self.blocks, self.focuses, stages, strict=True):
-            gaze, glance = (self.place(look, kept) for look in focus(stage))
+            gaze, glance = (self.place(look, visible) for look in focus(stage))
             x, before, own, guided = block(x, gaze, glance, bias, need_weights)
             tokens.append(x)
             if need_weights:
                 own_weights.append(own)
                 guided_weights.append(guided)
 
-        features = self.pool(self.norm(x), keep)  # (N, D) or (N, 2D)
+        features = pool(self.norm(x), keep, self.config.pool)  # (N, D) or (N, 2D)
         attentions = tuple(guided_weights), tuple(own_weights)
         return Output(self.head(features), features, tuple(tokens), *attentions, before)
 
-    def place(self, patches: Tensor, kept: Tensor | None) -> Tensor:
+    def place(self, patches: Tensor, visible: Tensor | None) -> Tensor:
         """The class token before them, and everything at its position: one table for tokens, gaze and glance."""
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (N, 1, D)
         x = torch.cat([cls, patches], dim=1) + self.pos_embed  # (N, T, D)
-        if kept is None:
+        if visible is None:
             return x
-        chosen = x[:, 1:].gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))  # (N, M, D)
-        return torch.cat([x[:, :1], chosen], dim=1)
-
-    def pool(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        if self.config.pool == "class":
-            return x[:, 0]
-        if keep is None:
-            mean = x[:, 1:].mean(dim=1)
-        else:
-            share = keep.to(x.dtype) / keep.sum(dim=1, keepdim=True).clamp(min=1).to(x.dtype)  # (N, G*G)
-            mean = (x[:, 1:] * share.unsqueeze(-1)).sum(dim=1)
-        return mean if self.config.pool == "mean" else torch.cat([x[:, 0], mean], dim=1)
-
-
-def removal_bias(keep: Tensor) -> Tensor:
-    """Added to the scores before the softmax, so that nobody attends to a removed patch: the class token never is."""
-    keep_all = torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)  # (N, T)
-    return torch.where(keep_all, 0.0, -1e4)[:, None, None, :]  # (N, 1, 1, T); -1e4 is fp16's idea of never
+        return torch.cat([x[:, :1], select(x[:, 1:], visible)], dim=1)  # (N, 1 + M, D)

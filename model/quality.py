@@ -14,8 +14,8 @@ Palette = NDArray[np.bool_]  # (4096,) whether a colour, cut likewise, is one th
 
 # Optical density of its darkest channel above which a pixel counts as stained: pale eosin absorbs in the green alone,
 # and clear glass stays below 0.1. Density is -log10 of the transmission, so the limit is one on the darkest channel.
-_STAINED_DENSITY = 0.15
-_STAINED_UP_TO = np.uint8(256 * 10**-_STAINED_DENSITY - 1)
+_LEAST_DARKEST_DENSITY = 0.15
+_STAINED_UP_TO = np.uint8(256 * 10**-_LEAST_DARKEST_DENSITY - 1)
 _STEP = 2  # every second pixel each way tells the share to well below a per cent
 
 _BITS = 4  # of a channel: finer, and some hundred tiles leave holes in a palette; coarser, and everything is pink

@@ -7,16 +7,14 @@ artefact's gate; nothing in here was chosen by hand.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import CorruptArtifact, Gate
+from model.artifact import CorruptArtifact, Gate, Verdict
 from model.quality import PALETTE_SIZE, Palette, Quality
 
-Verdict = Literal["ok", "uncertain", "out_of_scope"]
 Floats = NDArray[np.float32]
 
 

@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.artifact import MANIFEST, CorruptArtifact, Manifest, Precision, digest, read_manifest, verify_files
+from model.artifact import MANIFEST, CorruptArtifact, Device, Manifest, Precision, digest, read_manifest, verify_files
 from model.runtime import ort
 from model.scope import Reference, read_reference
 
-Device = Literal["cpu", "cuda"]
 Floats = NDArray[np.float32]
 Tiles = NDArray[np.uint8]
 
@@ -74,25 +73,23 @@ class Classifier:
     device: Device
     precision: Precision  # of the predict graph
     explain_precision: Precision
-    intra_threads: int
     reference: Reference | None  # None where the artefact has none
     _predict: Sessions
     _explain: ort.InferenceSession
 
     def predict(self, tiles: Tiles, *, alone: bool = True) -> Predictions:
-        return Predictions(*self._run(self._predict.alone if alone else self._predict.crowd, {"tiles": tiles}))
+        session = self._predict.alone if alone else self._predict.crowd
+        return Predictions(**self._run(session, {"tiles": tiles}))
 
     def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None) -> Explanations:
         if keep is None:
             keep = np.ones((len(tiles), self.manifest.grid**2), bool)
-        names = [output.name for output in self._explain.get_outputs()]
-        answer = dict(zip(names, self._run(self._explain, {"tiles": tiles, "keep": keep}), strict=True))
+        answer = self._run(self._explain, {"tiles": tiles, "keep": keep})
         return Explanations(**(empty_maps(len(tiles), self.manifest) | answer))
 
-    def _run(self, session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> list[Floats]:
-        if self.device == "cpu":
-            return list(session.run(None, inputs))
-        return run_bound(session, inputs)
+    def _run(self, session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> dict[str, Floats]:
+        arrays = session.run(None, inputs) if self.device == "cpu" else run_bound(session, inputs)
+        return dict(zip((output.name for output in session.get_outputs()), arrays, strict=True))
 
 
 def empty_maps(n: int, manifest: Manifest) -> dict[str, Floats]:
@@ -108,8 +105,8 @@ def empty_maps(n: int, manifest: Manifest) -> dict[str, Floats]:
 
 def open_classifier(
     path: Path,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Precision | Literal["auto"] = "auto",
+    device: Literal["auto", Device] = "auto",
+    precision: Literal["auto", Precision] = "auto",
     intra_threads: int | None = None,
 ) -> Classifier:
     if device == "auto" and has_nvidia_driver():
@@ -131,17 +128,16 @@ def open_classifier(
     explain_precision: Precision = "fp16" if precision == "fp16" else "fp32"
     explain = path / manifest.file("explain", explain_precision).path
     classifier = Classifier(
-        manifest,
-        digest(path / MANIFEST),
-        chosen,
-        precision,
-        explain_precision,
-        threads,
-        read_reference(path / manifest.file("reference").path, manifest.feature_width)
+        manifest=manifest,
+        digest=digest(path / MANIFEST),
+        device=chosen,
+        precision=precision,
+        explain_precision=explain_precision,
+        reference=read_reference(path / manifest.file("reference").path, manifest.feature_width)
         if manifest.has("reference")
         else None,
-        open_sessions(predict, chosen, threads),
-        open_session(explain, chosen, 1),
+        _predict=open_sessions(predict, chosen, threads),
+        _explain=open_session(explain, chosen, 1),
     )
     check_shapes(classifier)
     check_golden(classifier, load_golden(path, manifest))

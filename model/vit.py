@@ -1,6 +1,7 @@
-"""The Vision Transformer of Dosovitskiy et al. (arXiv 2010.11929), whole, in the order of the paper's figure 1.
+"""The Vision Transformer of Dosovitskiy et al. (arXiv 2010.11929), in the order of the paper's figure 1.
 
 RGB images in [0, 1] enter, an `Output` with every intermediate leaves. Parameter names are those of timm's ViT.
+What is not particular to it, such as the MLP, is in `layers.py`.
 Letters: N batch, S tile side, P patch side, G = S/P, T = 1 + G*G tokens, D width, H heads, L layers, K classes.
 """
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.efficientnet import EfficientStem
+from model.layers import DropPath, Mlp, Pooling, Scaling, initialise, mean_of_patches, pool, removal_bias, select
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ViTConfig:
     mlp_ratio: int = 4
     # One strided convolution, three small ones, or the first stages of an EfficientNet: the paper's hybrid.
     stem: Literal["patch", "conv", "efficientnet"] = "patch"
-    pool: Literal["class", "mean", "both"] = "class"  # which tokens the head reads
+    pool: Pooling = "class"  # which tokens the head reads
     early_share: float = 0.0  # in the logits, of a second head: it reads the patches as the stem gives them; 0: none
     drop_path: float = 0.1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -147,31 +149,6 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(x.shape)), weights  # (N, T, D), (N, H, T, T)
 
 
-class Mlp(nn.Module):
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_ratio * config.width)
-        self.fc2 = nn.Linear(config.mlp_ratio * config.width, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
-class DropPath(nn.Module):
-    """Skips a residual branch for some images of the batch (stochastic depth, arXiv 1603.09382)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return branch
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate  # (N, 1, 1)
-        return branch * kept / (1 - self.rate)
-
-
 class Block(nn.Module):
     """One encoder block: norm, attention, add; norm, MLP, add (equations 2 and 3)."""
 
@@ -180,7 +157,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = Mlp(config)
+        self.mlp = Mlp(config.width, config.mlp_ratio)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, bias: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
@@ -190,21 +167,11 @@ class Block(nn.Module):
         return x, weights
 
 
-def by_channel(values: tuple[float, float, float]) -> Tensor:
-    """(3, 1, 1); or (1,) where all are alike, with which the graph is 4 % faster."""
-    return torch.tensor(values).view(3, 1, 1) if len(set(values)) > 1 else torch.tensor(values[:1])
-
-
 class ViT(nn.Module):
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: ViTConfig, classes: int) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("mean", by_channel(config.mean), persistent=False)
-        self.register_buffer("std", by_channel(config.std), persistent=False)
-
+        self.scaling = Scaling(config.mean, config.std)
         self.patch_embed = build_stem(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
@@ -212,24 +179,15 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.head_width, classes)
+        heads = [self.head]
         if config.early_share:
             self.early_norm = nn.BatchNorm1d(config.width, affine=False)
             self.early_head = nn.Linear(config.width, classes)
-        self.initialise()
-
-    def initialise(self) -> None:
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.head.weight)  # every class equally likely before the first step
-        if self.config.early_share:
-            nn.init.zeros_(self.early_head.weight)
+            heads.append(self.early_head)
+        initialise(self, heads)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        patches = self.patch_embed((images - self.mean) / self.std)  # (N, G*G, D)
+        patches = self.patch_embed(self.scaling(images))  # (N, G*G, D)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (N, 1, D)
         return patches, torch.cat([cls, patches], dim=1) + self.pos_embed  # (N, T, D)
 
@@ -237,13 +195,14 @@ class ViT(nn.Module):
         self,
         images: Tensor,  # (N, 3, S, S) in [0, 1]
         *,
-        kept: Tensor | None = None,  # (N, M) indices of the patches to look at: fewer tokens, faster training
+        visible: Tensor | None = None,  # (N, M) indices of the patches to look at: fewer tokens, faster training
         keep: Tensor | None = None,  # (N, G*G) false removes a patch: the same, in a graph whose sizes are fixed
         need_weights: bool = False,
     ) -> Output:
         patches, x = self.embed(images)  # (N, G*G, D), (N, T, D)
-        if kept is not None:
-            patches, x = select(patches, kept), torch.cat([x[:, :1], select(x[:, 1:], kept)], dim=1)  # (N, 1 + M, D)
+        if visible is not None:
+            patches = select(patches, visible)  # (N, M, D)
+            x = torch.cat([x[:, :1], select(x[:, 1:], visible)], dim=1)  # (N, 1 + M, D)
         bias = None if keep is None else removal_bias(keep).to(x.dtype)
 
         tokens, attentions = [x], []
@@ -253,7 +212,7 @@ class ViT(nn.Module):
             if weights is not None:
                 attentions.append(weights)
 
-        features = self.pool(self.norm(x), keep)  # (N, D) or (N, 2D)
+        features = pool(self.norm(x), keep, self.config.pool)  # (N, D) or (N, 2D)
         logits: Tensor = self.head(features)
         if not self.config.early_share:
             return Output(logits, features, tuple(tokens), tuple(attentions), (logits,))
@@ -262,33 +221,3 @@ class ViT(nn.Module):
         weighed = (1 - share) * logits + share * early_logits  # torch.lerp would leave branches in the graph
         features = torch.cat([features, early], dim=1)
         return Output(weighed, features, tuple(tokens), tuple(attentions), (logits, early_logits))
-
-    def pool(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        if self.config.pool == "class":
-            return x[:, 0]
-        if self.config.pool == "mean":
-            return mean_of_patches(x[:, 1:], keep)
-        return torch.cat([x[:, 0], mean_of_patches(x[:, 1:], keep)], dim=1)  # (N, 2D)
-
-
-def select(patches: Tensor, kept: Tensor) -> Tensor:
-    return patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))  # (N, M, D)
-
-
-def removal_bias(keep: Tensor) -> Tensor:
-    """Added to the scores before the softmax, so that nobody attends to a removed patch: the class token never is."""
-    keep_all = torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)  # (N, T)
-    return torch.where(keep_all, 0.0, -1e4)[:, None, None, :]  # (N, 1, 1, T); -1e4 is fp16's idea of never
-
-
-def mean_of_patches(patches: Tensor, keep: Tensor | None) -> Tensor:
-    if keep is None:
-        return patches.mean(dim=1)
-    share = patch_shares(keep).to(patches.dtype)
-    return (patches * share.unsqueeze(-1)).sum(dim=1)
-
-
-def patch_shares(keep: Tensor) -> Tensor:
-    """What each patch counts in the mean: 1/kept, and nothing where it was removed."""
-    kept = keep.float()
-    return kept / kept.sum(dim=1, keepdim=True).clamp(min=1)  # (N, G*G)

@@ -38,8 +38,8 @@ def test_removing_a_token_is_the_same_as_not_having_it():
     images = torch.rand(1, 3, 60, 60)
     keep = torch.ones(1, 16, dtype=torch.bool)
     keep[0, [2, 7]] = False
-    kept = keep[0].nonzero()[:, 0].unsqueeze(0)
-    torch.testing.assert_close(net(images, keep=keep).logits, net(images, kept=kept).logits)
+    visible = keep[0].nonzero()[:, 0].unsqueeze(0)
+    torch.testing.assert_close(net(images, keep=keep).logits, net(images, visible=visible).logits)
 
 
 def test_queries_and_keys_of_the_guided_attention_come_from_the_stages_alone():
@@ -95,7 +95,8 @@ def test_gaze_takes_the_strongest_and_glance_the_mean():
 
 def test_deeper_blocks_are_skipped_more_often_and_only_in_training():
     net = randomised(SMALL)
-    assert [block.drop_path for block in net.blocks] == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2])
+    rates = [block.get_submodule("drop_path").rate for block in net.blocks]
+    assert rates == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2])
     images = torch.rand(2, 3, 60, 60)
     assert torch.equal(net(images).logits, net(images).logits)
     net.train()

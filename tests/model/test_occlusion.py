@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.maps import cut_groups, fall_of_logits, mask_groups
+from model.occlusion import cut_groups, fall_of_logits, mask_groups
 
 
 @pytest.mark.parametrize(("grid", "count"), [(10, 25), (10, 100), (7, 25)])

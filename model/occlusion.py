@@ -1,17 +1,14 @@
-"""How a map is made of what the explain graph gives: the one definition, for serving maps and for judging them.
+"""Occlusion: what the answer loses with each group of patches. One definition, for serving maps and for judging them.
 
 Letters: K classes, G patches along a side, M groups of patches.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["attention", "rollout", "evidence", "occlusion"]
 Floats = NDArray[np.float32]
 
-COARSE_GROUPS = 25  # that occlusion takes away in turn where nobody asks for finer ones: 2 x 2 patches of ten by ten
+COARSE_GROUPS = 25  # that are taken away in turn where nobody asks for finer ones: 2 x 2 patches of ten by ten
 
 
 def cut_groups(grid: int, count: int) -> NDArray[np.int64]:
@@ -29,6 +26,6 @@ def mask_groups(groups: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def fall_of_logits(whole: Floats, left: Floats, groups: NDArray[np.int64]) -> Floats:
-    """How far each class's logit (K,) falls when a group of patches is taken away (M, K): occlusion, (K, G, G)."""
+    """How far each class's logit (K,) falls when a group of patches is taken away (M, K): (K, G, G)."""
     fall: Floats = np.moveaxis((whole - left)[groups], 2, 0).astype(np.float32)
     return fall
