@@ -26,7 +26,7 @@ from app.metrics import Metrics
 from app.middleware import STATIC, BodyLimit, KeyCheck, LastResort, SecurityHeaders, Tracing
 from app.service import ERRANDS, Item, ModelCall, Service, Work, answer_questions
 from app.settings import Settings
-from model.session import CUDA_BATCHES, Classifier, available_cores, open_classifier
+from model.session import CUDA_BATCHES, Classifier, DeviceUnavailable, available_cores, open_classifier
 
 log = logging.getLogger("tissue")
 
@@ -133,9 +133,14 @@ def warm(classifier: Classifier, max_batch: int) -> None:
     side = classifier.manifest.tile_px
     for size in [size for size in CUDA_BATCHES if size < max_batch] + [max_batch]:
         tiles = np.full((size, side, side, 3), 255, np.uint8)
-        classifier.predict(tiles, alone=True)
-        classifier.predict(tiles, alone=False)
-        classifier.explain(tiles)
+        try:
+            classifier.predict(tiles, alone=True)
+            classifier.predict(tiles, alone=False)
+            classifier.explain(tiles)
+        except Exception as error:  # a GPU that has room for the graphs, but not for so many tiles
+            raise DeviceUnavailable(
+                f"a batch of {size} fails on {classifier.device}: {error}. Set TISSUE_MAX_BATCH lower"
+            ) from error
 
 
 def count_call(metrics: Metrics, call: ModelCall) -> None:

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from model.artifact import MANIFEST, CorruptArtifact, digest
 from model.runtime import ort
-from model.session import DeviceUnavailable, has_nvidia_driver, open_classifier
+from model.session import DeviceUnavailable, check_golden, has_nvidia_driver, load_golden, open_classifier
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,16 @@ def test_the_golden_tile_must_be_answered_as_written(artifact):
     (artifact / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(CorruptArtifact, match=r"golden tile is answered wrongly by predict in fp32 on cpu: expected"):
         open_classifier(artifact, device="cpu")
+
+
+def test_a_gpu_that_answers_the_golden_tile_wrongly_is_unfit_and_the_artefact_whole(artifact, monkeypatch):
+    monkeypatch.setattr("model.session.run_bound", lambda session, inputs: session.run(None, inputs))
+    classifier = open_classifier(artifact, device="cpu")
+    golden = classifier.manifest.golden
+    wrong = golden.model_copy(update={"probabilities": golden.probabilities[::-1]})
+    manifest = classifier.manifest.model_copy(update={"golden": wrong})
+    with pytest.raises(DeviceUnavailable, match="answered wrongly by predict in fp32 on cuda"):
+        check_golden(replace(classifier, device="cuda", manifest=manifest), load_golden(artifact, manifest))
 
 
 def sign(folder):
