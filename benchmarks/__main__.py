@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.comparison import Comparison, carry_out, drop_disturbed, read_samples
 from benchmarks.servers import ROOT, SERVERS, VENVS, install, pick_servers
-from benchmarks.soak import soak
+from benchmarks.soak import Soak, soak
 from benchmarks.tiles import load_tiles
 from model.runtime import ort
 
@@ -78,7 +78,7 @@ def run_soak(requests: int = 100_000, results: Path = SOAK_RESULTS) -> None:
 def write_report(results: Results = RESULTS, page: Path = PAGE) -> None:
     """Tables and pictures from the results, into docs/."""
     with plain_errors():
-        found = json.loads(SOAK_RESULTS.read_text()) if SOAK_RESULTS.exists() else None
+        found = Soak(**json.loads(SOAK_RESULTS.read_text())) if SOAK_RESULTS.exists() else None
         report.write(read_samples(results), found, page)
 
 

@@ -13,6 +13,7 @@ from benchmarks import growth
 from benchmarks.comparison import MIX_CONNECTIONS, OVERLOAD, PNG_CONNECTIONS, WARM_UP_S, Sample
 from benchmarks.overload import PATIENCE_S
 from benchmarks.servers import SERVERS
+from benchmarks.soak import Soak
 from training.figures import BLUE, GREEN, INK, NORMAL, ORANGE, PURPLE, SMALL, save, soften, start_figure
 
 TITLES = {server.name: server.title for server in SERVERS}
@@ -180,7 +181,7 @@ def table_of_mixture(samples: Sequence[Sample]) -> str:
     return table(header, (row(one) for name in TITLES for one in pick(samples, "mixture", server=name)))
 
 
-def table_of_targets(samples: Sequence[Sample], soak: dict[str, Any] | None) -> str:
+def table_of_targets(samples: Sequence[Sample], soak: Soak | None) -> str:
     lone = middle(samples, "ceiling", "lone_p99_ms", precision="fp32")
     ours = {"server": "tissue", "form": "jpeg"}
     p99_ratio = middle(samples, "load", "p99_ms", connections=1, **ours) / lone
@@ -219,18 +220,10 @@ def table_of_targets(samples: Sequence[Sample], soak: dict[str, Any] | None) -> 
     for one in pick(samples, "mixture", server="tissue"):
         add("good requests failed beside damaged ones, none", one["good_failed"], not one["good_failed"], "{:d}")
     if soak is not None:
-        peak = soak["peak_rss_mib"]
-        add(f"peak memory after {soak['requests'][-1]:,} requests, under 350 MiB", peak, peak < 350, "{:.0f} MiB")
-        grown = soak["rss_mib"][-1] - half_way(soak)
+        peak, grown = soak.peak_rss_mib, soak.second_half_growth_mib
+        add(f"peak memory after {soak.requests[-1]:,} requests, under 350 MiB", peak, peak < 350, "{:.0f} MiB")
         add("memory gained over their last half, under 2 MiB", grown, grown < 2, "{:+.1f} MiB")
     return table(["aim", "found", "met"], rows)
-
-
-def half_way(soak: dict[str, Any]) -> float:
-    """Memory when half of the requests were answered."""
-    requests: list[int] = soak["requests"]
-    memory: list[float] = soak["rss_mib"]
-    return memory[next(i for i, n in enumerate(requests) if n >= requests[-1] / 2)]
 
 
 def describe_run(samples: Sequence[Sample]) -> str:
@@ -367,7 +360,7 @@ def finish(axes: Any, ticks: Sequence[int], name: str) -> None:
 # -- the page ------------------------------------------------------------------------------------------------------
 
 
-def write(samples: Sequence[Sample], soak: dict[str, Any] | None, page: Path) -> None:
+def write(samples: Sequence[Sample], soak: Soak | None, page: Path) -> None:
     """Fills the page between its two marks; what people wrote around them stays."""
     if not samples:
         raise ValueError("there are no results yet; `python -m benchmarks run` makes them")

@@ -20,8 +20,8 @@ import yaml  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 
 from app.errors import HTTP_KINDS, KINDS
-from app.server import KEEP_ALIVE_S
 from app.metrics import Metrics
+from app.server import KEEP_ALIVE_S
 from app.settings import Settings, refuse_unknown_variables
 from tests.app.conftest import PATIENCE_S, start
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from app.settings import SHIPPED_ARTIFACT
 from tests.app.conftest import start
-from training.synthetic import write_tree
+from training.synthetic import draw_tile, write_tree
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -66,7 +66,7 @@ def folder(tmp_path_factory) -> Path:
         run(command, clone)
     mine = clone / "configs" / "mine.toml"
     text = re.sub(r"^(generate|classes) = .*\n", "", mine.read_text(), flags=re.M)
-    mine.write_text(text.replace('"smoke"', '"mine"').replace('"runs/smoke-tiles"', '"my-tiles"'))
+    mine.write_text(text.replace('"smoke"', '"mine"').replace('"runs/smoke-tiles"', '"my-tiles"\nimage_mpp = 0.495'))
     return clone
 
 
@@ -142,11 +142,14 @@ def test_the_python_example_runs(address, folder):
 
 
 def test_a_picture_is_answered_without_a_server(folder):
-    predict, attention, doctor = starting_with("tissue predict", "tissue attention", "tissue doctor")
+    predict, grid, attention, doctor = starting_with("tissue predict", "tissue attention", "tissue doctor")
     expected = json.loads(blocks("json")[0])
     row = re.search(r"tile\.png +(\w+) +(0\.\d+) +(\w+)", run(predict, folder))
     assert row and (row[1], row[3]) == (expected["label"], expected["verdict"])
     assert float(row[2]) == pytest.approx(expected["confidence"], abs=2e-3)
+    Image.fromarray(draw_tile("Tumor", 7, 300)).save(folder / "field.png")
+    run(grid, folder)
+    assert len(json.loads((folder / "field.geojson").read_text())["features"]) == 4
     run(attention, folder)
     assert look_the_same(folder / "overlay.png", ROOT / "docs" / "images" / "overlay.png")
     assert "answered as expected" in run(doctor, folder)

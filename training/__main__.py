@@ -16,7 +16,8 @@ from model.artifact import read_manifest
 from model.session import open_classifier
 from training import bench, compare, evaluate, fetch, figures, maps, pretrain, report, robustness, synthetic
 from training.config import Compare, Fit, Pretrain, read_config
-from training.data import find_lookalikes, load_tiles, scan
+from training.data import find_near_duplicates, load_tiles, scan
+from training.fit import read_tiles
 from training.metrics import Scores
 from training.patches import look_at_held_out
 from training.run import claim, cross_validate_and_keep, export_run, fit_and_export
@@ -70,7 +71,7 @@ def scan_data(folder: Path, table: ImageTable = None) -> None:
             out.print(f"skipped {path}: {reason}", soft_wrap=True, markup=False)
         for kept, dropped in found.duplicates:
             out.print(f"dropped {dropped}: the same bytes as {kept}", soft_wrap=True, markup=False)
-        for i, j in find_lookalikes(load_tiles(found.records, 150, 0.495)):
+        for i, j in find_near_duplicates(load_tiles(found.records, 150, 0.495)):
             first, second = found.records[i].path, found.records[j].path
             out.print(f"look alike, kept in one fold: {first} and {second}", soft_wrap=True, markup=False)
 
@@ -149,7 +150,7 @@ def export_artifact(
         run = read_config(config, overrides or [], Fit)
         if fp16:
             run = run.model_copy(update={"card": run.card.model_copy(update={"fp16": True})})
-        manifest = export_run(run, runs / run.name, target)
+        manifest = export_run(run, read_tiles(run), runs / run.name, target)
         for precision, variant in manifest.variants.items():
             out.print(f"{precision}: same label {variant.same_label:.4f} of {variant.n}")
 
@@ -218,7 +219,7 @@ def judge_maps(
         classifier = open_classifier(artifact, device="cpu", intra_threads=1)
         trial = read_trial(classifier, tiles, table, image_mpp, tiles_per_class, learnt, seed)
         fields = maps.read_outlined(glands, glands_mpp, classifier.manifest) if glands else []
-        shuffled = maps.Shuffled(artifact, seed)
+        shuffled = maps.shuffle_weights(classifier, artifact, seed)
         judgement = maps.judge(classifier, shuffled, trial, tiles_per_class, mosaics, seed, fields)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "maps.json").write_text(judgement.judged.model_dump_json(indent=2) + "\n")

@@ -10,15 +10,18 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+from model.graph import to_images
 
 # Optical densities of haematoxylin, eosin and their normal (Ruifrok & Johnston 2001), one stain per row.
 STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 STAINS = STAINS / STAINS.norm(dim=1, keepdim=True)
 
-STAINED = 0.15  # mean density of the three channels from which a pixel is tissue, not glass
+LEAST_MEAN_DENSITY = 0.15  # natural, of the three channels, from which a pixel is tissue, not glass
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Density = tuple[float, float, float]  # of red, green and blue light
@@ -49,16 +52,12 @@ def recolour(tiles: Tensor, how: Augmentation, own_look: Tensor | None = None) -
 
     `own_look` (N, 3) is the mean density of the collection that each tile is from.
     """
-    images = to_float(compress_some(tiles, how.jpeg))  # (N, 3, S, S)
+    images = to_images(compress_some(tiles, how.jpeg))  # (N, 3, S, S)
     images = coarsen_some(images, how.low_resolution)
     images = blur_some(images, how.blur)
     if own_look is not None and how.looks:
         images = dye_some(images, own_look, how)
     return restain(images, how.stain, how.light)
-
-
-def to_float(tiles: Tensor) -> Tensor:
-    return tiles.permute(0, 3, 1, 2).float() / 255  # (N, S, S, 3) -> (N, 3, S, S)
 
 
 def move(images: Tensor, crop: tuple[float, float], flips: bool) -> Tensor:
@@ -82,13 +81,19 @@ def dihedral(n: int, device: torch.device) -> Tensor:
 
 def mean_density(tiles: Tensor, most: int = 200) -> Tensor:
     """Of the stained pixels of tiles (N, S, S, 3), or of some of many: (3,), how a collection looks."""
-    density = to_density(to_float(tiles[:: -(-len(tiles) // most)])).movedim(1, -1)  # (n, S, S, 3)
-    stained = density[density.mean(dim=-1) > STAINED]  # (M, 3)
+    density = to_density(to_images(tiles[:: -(-len(tiles) // most)])).movedim(1, -1)  # (n, S, S, 3)
+    stained = density[density.mean(dim=-1) > LEAST_MEAN_DENSITY]  # (M, 3)
     return stained.mean(dim=0) if len(stained) else torch.ones(3, device=tiles.device)
 
 
 def to_density(images: Tensor) -> Tensor:
     return -torch.log((images * 255 + 1) / 256)
+
+
+def density_of(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """As `to_density`, of single tiles as files hold them."""
+    density: NDArray[np.float64] = -np.log((pixels + 1.0) / 256)
+    return density
 
 
 def from_density(density: Tensor) -> Tensor:
@@ -168,7 +173,7 @@ def compress_some(tiles: Tensor, share: float) -> Tensor:
     return tiles
 
 
-def compress(tile: np.ndarray, quality: int) -> np.ndarray:
+def compress(tile: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
     buffer = io.BytesIO()
     Image.fromarray(tile).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer))

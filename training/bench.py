@@ -40,15 +40,19 @@ def measure(config: Fit, steps: int) -> Speeds:
 
 
 def bare_speed(config: Fit, tiles: TileSet, steps: int) -> float:
+    return config.optimisation.batch * steps / sum(pass_seconds(build(config.model, len(tiles.classes)), config, steps))
+
+
+def pass_seconds(net: Network, config: Fit, steps: int) -> list[float]:
+    """Of passes there and back; one more before them pays for allocation."""
     device = best_device()
-    net = build(config.model, len(tiles.classes)).to(device)
+    net.to(device).train()
     freeze(net, config.optimisation.frozen)
-    _, *seconds = [bare_step(net, config, device) for _ in range(steps + 1)]  # the first pass pays for allocation
-    return config.optimisation.batch * steps / sum(seconds)
+    return [time_pass(net, config, device) for _ in range(steps + 1)][1:]
 
 
-def bare_step(net: Network, config: Fit, device: torch.device) -> float:
-    """Seconds of one pass there and back, on random images."""
+def time_pass(net: Network, config: Fit, device: torch.device) -> float:
+    """On random images."""
     how = config.optimisation
     images = torch.rand(how.batch, 3, config.model.tile_px, config.model.tile_px, device=device)
     targets = torch.zeros(how.batch, dtype=torch.long, device=device)

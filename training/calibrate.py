@@ -248,9 +248,7 @@ def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups
         resamples=1000,
         seed=seed,
     )
-    n = count_groups(groups)
     per_class = {
-        int(c): found["per_class"].proportion(count_groups(groups[targets == c]), place)
-        for place, c in enumerate(present)
+        int(c): found["per_class"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
     }
-    return Coverage(nominal, found["measured"].proportion(n), found["set_size"].estimate(n), per_class)
+    return Coverage(nominal, found["measured"].proportion(), found["set_size"].estimate(), per_class)

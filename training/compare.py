@@ -6,7 +6,6 @@ Every fold's answers are kept beside the page: killed and started again, a compa
 starts from weights that aren't there yet, is left open in the table until it is.
 """
 
-import copy
 import time
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,16 +20,16 @@ from model.graph import PredictGraph, Prediction
 from model.network import Network, build
 from model.runtime import ort
 from training import figures
-from training.bench import bare_step
+from training.bench import pass_seconds
 from training.config import Compare, Fit
 from training.contest import Entrant, Ledger, Tell, choose_finalists, enter, groupings_of, run_folds
 from training.data import group_by_slide
 from training.export import cpu_options, trace
 from training.findings import fold_floors
 from training.fit import Grouping, OutOfFold, read_tiles
-from training.metrics import Estimate, bootstrap, count_groups, paired_difference, weighted_mean
+from training.metrics import Estimate, mean_of, paired_difference
 from training.report import table
-from training.train import best_device, freeze
+from training.train import best_device
 
 SERVED_TILES = 40
 TRAINED_STEPS = 6
@@ -72,15 +71,14 @@ def group_numbers(folds: OutOfFold) -> NDArray[np.intp]:
     return group_by_slide(folds.tiles.records)
 
 
-def accuracy(right: Right, groups: NDArray[np.intp]) -> Estimate:
-    found = bootstrap({"accuracy": weighted_mean(right)}, groups, resamples=1000, seed=0)["accuracy"]
-    return found.proportion(count_groups(groups))
-
-
 def clear_tiles(folds: OutOfFold, doubtful: list[str]) -> Right:
     """Of each answer, whether its tile is of undoubted quality."""
     clear = np.array([(record.quality or "") not in doubtful for record in folds.tiles.records])
     return np.broadcast_to(clear, folds.folds.shape)[folds.folds >= 0]
+
+
+def all_and_clear(right: Right, groups: NDArray[np.intp], clear: Right) -> tuple[Estimate, Estimate]:
+    return mean_of(right, groups).proportion(), mean_of(right[clear], groups[clear]).proportion()
 
 
 class Results:
@@ -105,7 +103,7 @@ class Results:
             return None
         right, groups = right_of(folds)
         chosen = clear_tiles(folds, self.doubtful) if clear_only else np.ones(len(right), bool)
-        return accuracy(right[chosen], groups[chosen])
+        return mean_of(right[chosen], groups[chosen]).proportion()
 
     def difference(self, entrant: Entrant, grouping: Grouping) -> Estimate | None:
         mine, theirs = self.of(entrant.name, grouping), self.of(entrant.against, grouping)
@@ -126,8 +124,7 @@ class Results:
             targets = np.broadcast_to(self.tiles.targets, folds.folds.shape)[folds.folds >= 0]
             for name, probabilities in fold_floors(folds).items():
                 right = probabilities.argmax(axis=1) == targets
-                estimates = accuracy(right, groups), accuracy(right[clear], groups[clear])
-                found.setdefault(name, {})[grouping] = estimates
+                found.setdefault(name, {})[grouping] = all_and_clear(right, groups, clear)
         return found
 
 
@@ -144,25 +141,19 @@ def measure_speed(config: str) -> Speed:
 
 def trained_speed(net: Network, config: Fit) -> float:
     """Images a second in forward and backward passes alone."""
-    device = best_device()
-    net = copy.deepcopy(net).to(device).train()
-    freeze(net, config.optimisation.frozen)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = [bare_step(net, config, device) for _ in range(1 + TRAINED_STEPS)][1:]
+        return config.optimisation.batch / median(pass_seconds(net, config, TRAINED_STEPS))
     finally:
         torch.set_num_threads(before)
-    return config.optimisation.batch / median(seconds)
 
 
 def served_speed(net: Network, tile_px: int) -> float:
     """Tiles a second through the graph that is served, in fp32, one tile a call."""
     tiles = torch.zeros(2, tile_px, tile_px, 3, dtype=torch.uint8)
     graph = trace(PredictGraph(net.cpu().eval(), 1.0), {"tiles": tiles}, Prediction._fields)
-    options = cpu_options()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(graph.SerializeToString(), cpu_options(1), providers=["CPUExecutionProvider"])
     tile, seconds = tiles[:1].numpy(), []
     for _ in range(SERVED_TILES):
         started = time.perf_counter()
@@ -253,10 +244,7 @@ def render_finalists(results: Results) -> str:
     known = [(name, right_of(folds), clear_tiles(folds, results.doubtful)) for name, folds in found if folds]
     if not known or len(known) < config.finalists or config.rounds < 2:
         return ""
-    rows = [
-        [name, show(accuracy(right, groups)), show(accuracy(right[clear], groups[clear]))]
-        for name, (right, groups), clear in known
-    ]
+    rows = [[name, *map(show, all_and_clear(right, groups, clear))] for name, (right, groups), clear in known]
     (first, (right, groups), _), *others = known
     differences = [
         f"{first} against {name}: {show(paired_difference(right, theirs, groups), signed=True)}."
@@ -273,7 +261,7 @@ def render_cost(results: Results) -> str:
     for entrant in results.entrants:
         fit = entrant.config
         parameters = sum(p.numel() for p in build(fit.model, len(results.tiles.classes)).parameters())
-        shape = fit.model_copy(update={"name": "", "init": None, "distil": None})
+        shape = fit.model_copy(update={"name": "", "distil": None})
         speed = measure_speed(shape.model_dump_json())
         how = fit.optimisation
         settings = f"{how.steps} steps of {how.batch}, rate {how.learning_rate:g}, token drop {how.token_drop:g}"

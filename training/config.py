@@ -5,6 +5,7 @@ A config is a reproducible claim: each file in `configs/` opens with its command
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -25,15 +26,6 @@ Count = Annotated[int, Field(ge=1)]
 
 class BadConfig(ValueError):
     pass
-
-
-ARCHITECTURES: dict[str, type] = {
-    "vit": ViTConfig,
-    "msht": MSHTConfig,
-    "poolformer": PoolFormerConfig,
-    "convmixer": ConvMixerConfig,
-    "resnet": ResNetConfig,
-}
 
 
 def architecture_of(model: Any) -> str:
@@ -85,10 +77,19 @@ class Labelled(Section):
     table: Path | None = None  # CSV with columns file, label, slide, quality; else all is read from the names
     near_duplicates: Path | None = None  # CSV with columns a, b: kept together; without one they are searched for
     classes: list[str] | None = None  # in the artefact's order, others left out; default: the folders', sorted
-    tile_px: Count = 150
     tile_mpp: Positive = 0.495
-    image_mpp: Positive | None = None  # default: the whole image is the tile
+    image_mpp: Positive | None = None  # default: that of each file's own tag; without one the whole image is the tile
     doubtful: list[str] = []  # qualities in the table; figures are given with and without such tiles
+
+    @model_validator(mode="after")
+    def state_the_scale(self) -> "Labelled":
+        if not self.generate and not self.model_fields_set & {"image_mpp", "tile_mpp"}:
+            raise ValueError(
+                "the scale of the images is not stated: set image_mpp, their um/px, and the middle of each becomes a "
+                f"tile of {self.tile_mpp} um/px; or, where each image is one tile, set tile_mpp: the um from side to "
+                "side of an image, divided by model.tile_px (150)"
+            )
+        return self
 
 
 class Card(Section):
@@ -149,6 +150,19 @@ class Fit(Section):
             raise ValueError(f"{self.model.architecture} has no tokens to drop: set optimisation.token_drop = 0")
         return self
 
+    @model_validator(mode="after")
+    def freeze_only_what_was_learnt(self) -> "Fit":
+        refuse_frozen_chance(self.optimisation, self.init)
+        return self
+
+
+def refuse_frozen_chance(how: Optimisation, init: Path | None) -> None:
+    if how.frozen and init is None:
+        raise ValueError(
+            "optimisation.frozen keeps layers as they came, but without init they come at random: "
+            "set init to weights, or take frozen away"
+        )
+
 
 class Source(Section):
     """One folder of images for pretraining; `share` is its part of every batch.
@@ -190,7 +204,6 @@ class Pretrain(Section):
     """`tissue-train pretrain`."""
 
     name: str
-    tile_px: Count = 150
     tile_mpp: Positive = 0.495
     sources: Annotated[list[Source], Field(min_length=1)]
     classes: list[str] = []  # of the weak labels; a `fit` on the same classes whose `init` this is keeps their head
@@ -220,6 +233,20 @@ class Pretrain(Section):
             raise ValueError(f"{who} sees dropped patches by its convolutions: take [masked] away, or another stem")
         if not self.optimisation.token_drop:
             raise ValueError("[masked] guesses dropped patches, and none is: set optimisation.token_drop, such as 0.5")
+        return self
+
+    @model_validator(mode="after")
+    def freeze_only_what_was_learnt(self) -> "Pretrain":
+        refuse_frozen_chance(self.optimisation, self.init)
+        return self
+
+    @model_validator(mode="after")
+    def move_and_blend_nothing(self) -> "Pretrain":
+        if unused := self.augment.model_fields_set & {"crop", "flips", "mixup", "cutmix"}:
+            raise ValueError(
+                f"pretraining cuts and turns by itself and blends nothing: take {sorted(unused)} out of [augment]; "
+                "how near a cut is, zoom of its source says"
+            )
         return self
 
 
@@ -268,8 +295,9 @@ def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
     refuse_unknown(content, kind, str(path))
     try:
         return kind.model_validate(content)
-    except (ValidationError, ValueError) as error:
-        raise BadConfig(f"{path}: {error}") from error
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise BadConfig(f"{path}: {'; '.join(text.strip() for text in found)}") from error
 
 
 def apply(override: str, content: dict[str, Any]) -> None:
@@ -296,17 +324,19 @@ def refuse_unknown(content: dict[str, Any], kind: type, where: str) -> None:
         if key not in fields:
             nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0)[0]
             raise BadConfig(f"{where}: unknown key '{key}'; the nearest known one is '{nearest}'")
-        section = section_type(fields[key] if is_dataclass(kind) else fields[key].annotation)
-        if key in ("model", "teacher") and isinstance(value, dict):
-            section = ARCHITECTURES.get(architecture_of(value))
-        if section is not None:
-            for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, dict):
+        sections = list(sections_in(fields[key] if is_dataclass(kind) else fields[key].annotation))
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, dict):
+                continue
+            for section in sections:
+                if len(sections) == 1 or vars(section)["architecture"] == architecture_of(item):
                     refuse_unknown(item, section, f"{where} [{key}]")
 
 
-def section_type(annotation: Any) -> type | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and (is_dataclass(candidate) or issubclass(candidate, BaseModel)):
-            return candidate
-    return None
+def sections_in(annotation: Any) -> Iterator[type]:
+    """What a table of this annotation may be; of several only networks, which `architecture` tells apart."""
+    if not isinstance(annotation, type):
+        for part in get_args(annotation):
+            yield from sections_in(part)
+    elif is_dataclass(annotation) or issubclass(annotation, BaseModel):
+        yield annotation

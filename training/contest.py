@@ -4,7 +4,6 @@ What was answered outlives the runs: `docs/comparison.jsonl` lies beside the pag
 comparison that was begun on one machine goes on with another.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from training.config import BadConfig, Compare, Contestant, Fit, read_config
-from training.fit import Grouping, Logits, OutOfFold, TileSet, answer_fold, make_folds
-from training.run import claim, describe_settings
+from training.fit import Grouping, Logits, NumberedFold, OutOfFold, TileSet, answer_fold, digest_json, make_folds
+from training.run import BESIDE_FOLDS, claim, describe_settings
 
 GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
 DECIMALS = 3  # of the logits that are kept
@@ -71,7 +70,7 @@ class Ledger:
 
     path: Path
     tiles: TileSet
-    answers: dict[tuple[str, str], Logits] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str], Logits] = field(default_factory=dict)  # by network, fold and its tiles
 
     @classmethod
     def read(cls, path: Path, entrants: list[Entrant], tiles: TileSet) -> "Ledger":
@@ -80,7 +79,7 @@ class Ledger:
         known = {entrant.name: ledger.origin(entrant) for entrant in entrants}
         for line in path.read_text().splitlines() if path.exists() else []:
             kept = json.loads(line)
-            name, fold, logits = (kept.pop(key) for key in ("network", "fold", "logits"))
+            name = kept["network"]
             if name not in known:
                 continue
             # Where the weights that a network starts from are gone, what they were is still written here.
@@ -90,24 +89,27 @@ class Ledger:
                     f"{path} holds answers of {name} with other {' and '.join(different)}; "
                     "give it another name, or take its lines out to answer anew"
                 )
-            ledger.answers[name, fold] = np.array(logits, np.float32)
+            ledger.answers[name, kept["fold"], kept["held_out"]] = np.array(kept["logits"], np.float32)
         return ledger
 
     def origin(self, entrant: Entrant) -> dict[str, str | None]:
-        content = describe_settings(entrant.config)
-        weights = content.pop("init_sha256", None)
-        shown = [
-            [record.sha256, int(target)] for record, target in zip(self.tiles.records, self.tiles.targets, strict=True)
-        ]
-        return {"settings": digest_json(content), "weights": weights, "tiles": digest_json(shown)}
+        content = describe_settings(entrant.config, self.tiles)
+        weights, tiles = content.pop("weights", None), content.pop("tiles")
+        return {"settings": digest_json(content), "weights": weights, "tiles": tiles}
 
-    def add(self, entrant: Entrant, fold: str, logits: Logits) -> None:
+    def place(self, entrant: Entrant, one: NumberedFold) -> tuple[str, str, str]:
+        """A fold that another version draws otherwise has the name of this one, but not its answers."""
+        held_out = [self.tiles.records[i].sha256 for i in one.fold.held_out]
+        return entrant.name, one.name, digest_json(held_out)
+
+    def add(self, entrant: Entrant, one: NumberedFold, logits: Logits) -> None:
+        place = self.place(entrant, one)
         rounded = [[round(float(value), DECIMALS) for value in row] for row in logits]
-        line = {"network": entrant.name, "fold": fold, **self.origin(entrant), "logits": rounded}
+        told = dict(zip(("network", "fold", "held_out"), place, strict=True))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.answers[entrant.name, fold] = np.array(rounded, np.float32)
+            file.write(json.dumps({**told, **self.origin(entrant), "logits": rounded}) + "\n")
+        self.answers[place] = np.array(rounded, np.float32)
 
     def collect(self, entrant: Entrant, grouping: Grouping, rounds: int) -> OutOfFold | None:
         """The answers of folds that are all there; else None."""
@@ -116,16 +118,12 @@ class Ledger:
         logits = np.full((*shape, len(self.tiles.classes)), np.nan, np.float32)
         folds = np.full(shape, -1)
         for one in make_folds(self.tiles, entrant.config, grouping, rounds):
-            answered = self.answers.get((entrant.name, one.name))
+            answered = self.answers.get(self.place(entrant, one))
             if answered is None:
                 return None
             logits[one.repeat, one.fold.held_out] = answered
             folds[one.repeat, one.fold.held_out] = one.number
         return OutOfFold(grouping, self.tiles, logits, folds)
-
-
-def digest_json(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # -- folds ---------------------------------------------------------------------------------------------------------
@@ -150,13 +148,13 @@ def groupings_of(tiles: TileSet) -> tuple[Grouping, ...]:
 
 
 def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, tell: Tell) -> None:
-    tiles = ledger.tiles
+    tiles, folder = ledger.tiles, entrant.folder / "folds"
     for one in make_folds(tiles, entrant.config, grouping, rounds):
-        if (entrant.name, one.name) in ledger.answers:
+        if ledger.place(entrant, one) in ledger.answers:
             continue
-        claim(entrant.folder, entrant.config)
-        logits, _ = answer_fold(entrant.config, tiles, one.fold, entrant.folder / "folds" / one.name, one.repeat)
-        ledger.add(entrant, one.name, logits)
+        claim(folder, entrant.config, tiles, BESIDE_FOLDS)
+        logits, _ = answer_fold(entrant.config, tiles, one.fold, folder / one.name, one.repeat)
+        ledger.add(entrant, one, logits)
         right = (logits.argmax(1) == tiles.targets[one.fold.held_out]).mean()
         tell(f"{entrant.name}: {one.name}, {one.fold.name}: {right:.3f} of {len(one.fold.held_out)}")
 

@@ -9,7 +9,8 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, Stra
 
 from model import pixels
 from model.pixels import ImageRefused
+from training.synthetic import KINDS
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,11 @@ Pair = tuple[int, int]
 # What people call an image. `pixels.decode` accepts fewer, and says why not; all other files are passed over.
 IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|webp|bmp|gif|jp2|heic|avif|svs|ndpi|dcm)", re.IGNORECASE)
 LONG_READ = 1000  # images from which on a progress bar is worth its line
+WHY_CUT = {
+    "request": "at the um/px that was given they show more than a tile",
+    "tag": "by the um/px in their files they show more than a tile",
+    "unknown": "they are not square",
+}
 
 
 class NoClasses(ValueError):
@@ -39,6 +46,10 @@ class NoClasses(ValueError):
 
 
 class EmptyClass(ValueError):
+    pass
+
+
+class AmbiguousClass(ValueError):
     pass
 
 
@@ -103,7 +114,7 @@ def scan(
     rows = read_table(table) if table else {}
     labels = find_images(folder, rows, classes, needs_all)
     first_with: dict[str, Record] = {}  # these bytes, by their hash
-    unreadable, duplicates = [], []
+    unreadable, duplicates, contradictions = [], [], []
     for path in progress(list(labels), f"reading {folder.name}"):
         try:
             data = path.read_bytes()
@@ -116,7 +127,11 @@ def scan(
         first = first_with.setdefault(record.sha256, record)
         if first is not record:
             duplicates.append((first.path, path))
+            if first.label != record.label:
+                contradictions.append(f"{first.path} and {path}")
 
+    if contradictions:
+        raise AmbiguousClass(f"the same image in two classes: {'; '.join(contradictions)}. Take the wrong one away")
     there = dict.fromkeys(labels.values())
     in_order = [label for label in classes if label in there] if classes else list(there)
     found = Scan(list(first_with.values()), unreadable, duplicates, in_order)
@@ -134,8 +149,12 @@ def find_images(
 ) -> dict[Path, str]:
     """All image files and their labels: the table's, else the folder's."""
     labels: dict[Path, str] = {}
+    folder_of: dict[str, Path] = {}
     for class_folder in class_folders(folder):
         label = class_name(class_folder.name)
+        first = folder_of.setdefault(label, class_folder)
+        if first is not class_folder:
+            raise AmbiguousClass(f"{first} and {class_folder} both mean {label}: put their images into one of them")
         files = images_below(class_folder)
         if not files and (classes is None or label in classes):
             raise EmptyClass(f"{class_folder} holds no images: put some in, or take the folder away")
@@ -170,13 +189,17 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(seen, key=lambda path: path.as_posix())
 
 
+def unlabelled_images(folder: Path) -> list[Path]:
+    if not (found := images_below(folder)):
+        raise NoClasses(f"{folder} holds no images: put some in, or name another folder")
+    return found
+
+
 def class_name(folder_name: str) -> str:
     """The Kather set's `01_TUMOR` is Tumor; any other name stands as it is."""
-    numbered = re.fullmatch(r"\d+_(.+)", folder_name)
-    if not numbered:
-        return folder_name
-    name = numbered[1]
-    return name.capitalize() if name.isupper() else name
+    numbered = re.fullmatch(r"\d\d_([A-Z]+)", folder_name)
+    name = numbered[1].capitalize() if numbered else ""
+    return name if name in KINDS else folder_name
 
 
 def slide_in(file_name: str) -> str | None:
@@ -207,21 +230,37 @@ def refuse_unread_classes(found: Scan, labels: dict[Path, str]) -> None:
     for label in found.classes:
         if any(record.label == label for record in found.records):
             continue
-        failed = [f"{path}: {reason}" for path, reason in found.unreadable if labels[path] == label]
-        copies = sum(labels[path] == label for _, path in found.duplicates)
-        why = failed[0] if failed else f"{copies} are copies of images of another class"
-        raise EmptyClass(f"no image of class {label} could be used: {why}")
+        path, reason = next(failed for failed in found.unreadable if labels[failed[0]] == label)
+        raise EmptyClass(f"no image of class {label} could be used: {path}: {reason}")
 
 
 def load_tiles(records: Sequence[Record], tile_px: int, tile_mpp: float, mpp: float | None = None) -> Pixels:
-    """(N, S, S, 3), by the very functions that serve. `mpp`: of all these images, where their files don't tell."""
-    tiles = np.empty((len(records), tile_px, tile_px, 3), np.uint8)
-    for tile, record in zip(tiles, progress(records, "loading"), strict=True):
-        try:
-            tile[:] = pixels.to_tile(pixels.decode(record.path.read_bytes()), tile_px, tile_mpp, mpp).pixels
-        except (ImageRefused, OSError) as error:
-            raise UnusableImage(f"{record.path}: {error}") from error
+    return load_images([record.path for record in records], tile_px, tile_mpp, mpp)
+
+
+def load_images(paths: Sequence[Path], tile_px: int, tile_mpp: float, mpp: float | None = None) -> Pixels:
+    """(N, S, S, 3), by the very functions that serve. `mpp`: of all these images, whatever their files tell."""
+    tiles = np.empty((len(paths), tile_px, tile_px, 3), np.uint8)
+    cut: Counter[str] = Counter()
+    for place, path in zip(tiles, progress(paths, "loading"), strict=True):
+        with naming(path):
+            picture = pixels.decode(path.read_bytes())
+            tile = pixels.to_tile(picture, tile_px, tile_mpp, mpp)
+        place[:] = tile.pixels
+        if tile.box != (0, 0, *picture.rgb.shape[1::-1]):
+            cut[tile.mpp_source] += 1
+    for source, n in cut.items():
+        log.warning("%d of %d images were cut to their middle: %s", n, len(paths), WHY_CUT[source])
     return tiles
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What refuses an image knows its bytes alone."""
+    try:
+        yield
+    except (ImageRefused, OSError) as error:
+        raise UnusableImage(f"{path}: {error}") from error
 
 
 def number_labels(records: Sequence[Record], classes: Sequence[str]) -> Indices:
@@ -239,14 +278,14 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
 
 # -- what must stay together ---------------------------------------------------------------------------------------
 
-LOOKALIKE_SIDE_PX = 30
+SMALL_SIDE_PX = 30
 # Measured at this size: one field recompressed, enlarged or mirrored .997 and more; different ones at most .88 (of
 # 12,881 coarse colon fields, with glass at an edge), .75 (fat and glass), .61 (179 tiles of six tissues).
-LOOKALIKE_CORRELATION = 0.95
+NEAR_DUPLICATE_CORRELATION = 0.95
 BLOCK = 1000  # tiles; bounds the matrix to 4 MB x their number / 1000
 
 
-def find_lookalikes(tiles: Pixels, least: float = LOOKALIKE_CORRELATION) -> list[Pair]:
+def find_near_duplicates(tiles: Pixels, least: float = NEAR_DUPLICATE_CORRELATION) -> list[Pair]:
     """Pairs (i < j) that show one field, whatever was done to its colour, size, orientation or compression."""
     upright = small_grey(tiles)
     flat = upright.reshape(len(tiles), -1)
@@ -264,8 +303,8 @@ def find_lookalikes(tiles: Pixels, least: float = LOOKALIKE_CORRELATION) -> list
 def small_grey(tiles: Pixels) -> NDArray[np.float32]:
     """(N, 30, 30), each of mean 0 and norm 1, so that a product is a correlation."""
     n, s = tiles.shape[:2]
-    edges = np.arange(LOOKALIKE_SIDE_PX) * s // LOOKALIKE_SIDE_PX
-    grey = np.empty((n, LOOKALIKE_SIDE_PX, LOOKALIKE_SIDE_PX), np.float32)
+    edges = np.arange(SMALL_SIDE_PX) * s // SMALL_SIDE_PX
+    grey = np.empty((n, SMALL_SIDE_PX, SMALL_SIDE_PX), np.float32)
     for small, tile in zip(grey, tiles, strict=True):
         rows = np.add.reduceat(tile.sum(axis=2, dtype=np.float32), edges, axis=0)
         small[:] = np.add.reduceat(rows, edges, axis=1)
@@ -284,22 +323,29 @@ def eight_symmetries(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32
 
 
 def read_pairs(table: Path, scanned: Scan) -> list[Pair]:
-    """A CSV of near-duplicate files, columns `a` and `b`, seen from the table's folder or from the one above it."""
     numbers = {record.path.resolve(): i for i, record in enumerate(scanned.records)}
     numbers |= {twice.resolve(): numbers[first.resolve()] for first, twice in scanned.duplicates}
+    return sorted({(min(pair), max(pair)) for pair in number_pairs(table, numbers)})
+
+
+def number_pairs(table: Path, numbers: Mapping[Path, int]) -> list[Pair]:
+    """A CSV of near-duplicate files, columns `a` and `b`, seen from the table's folder or from the one above it.
+
+    `numbers`: of the images that matter, by their resolved paths.
+    """
     rows = rows_of(table, ["a", "b"])
 
     def places(file: str) -> list[Path]:
         return [(base / file.replace("\\", "/")).resolve() for base in (table.parent, table.parent.parent)]
 
-    if rows and not any(place.exists() for row in rows for place in places(row["a"])):
+    if not any(place.exists() for row in rows for place in places(row["a"])):
         raise BadTable(f"{table} names no file that is there; the first is {rows[0]['a']}")
-    pairs = set()
+    pairs = []
     for row in rows:
         a, b = (next((numbers[place] for place in places(row[column]) if place in numbers), None) for column in "ab")
         if a is not None and b is not None and a != b:  # else one of them is of a class not asked for, or unreadable
-            pairs.add((min(a, b), max(a, b)))
-    return sorted(pairs)
+            pairs.append((a, b))
+    return pairs
 
 
 def group_pairs(n: int, pairs: Iterable[Pair]) -> Indices:
@@ -362,7 +408,9 @@ def slide_folds(records: Sequence[Record]) -> list[Fold]:
     slides = np.array([records[i].slide for i in known])
     n_slides = len(np.unique(slides))
     if n_slides < 2:
-        raise TooFewImages(f"{len(known)} of {len(records)} images name {n_slides} slides; expected at least 2")
+        raise TooFewImages(
+            f"{len(known)} of {len(records)} images name {n_slides} slides; expected at least 2: name them in a table"
+        )
     return [
         Fold(index[train], index[held_out], f"slide {slides[held_out][0]} held out")
         for train, held_out in LeaveOneGroupOut().split(index, groups=slides)

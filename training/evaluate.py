@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import Precision, read_manifest
+from model.artifact import Precision, Verdict, read_manifest
 from model.pixels import ImageRefused, decode, to_tile
 from model.quality import measure_quality
-from model.scope import Verdict, judge
+from model.scope import judge
 from model.session import Classifier, open_classifier
 from training.data import NoClasses, group_by_slide, images_below, load_tiles, number_labels, scan, tell_skipped
 from training.metrics import Scores, score

@@ -265,11 +265,11 @@ def check_parity(net: Network, temperature: float, tiles: Tiles, folder: Path) -
     for size in itertools.cycle(PARITY_BATCHES):
         if start >= len(tiles):
             return
-        compare(reference, tiles[start : start + size], sessions)
+        compare_outputs(reference, tiles[start : start + size], sessions)
         start += size
 
 
-def compare(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, ort.InferenceSession]) -> None:
+def compare_outputs(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, ort.InferenceSession]) -> None:
     keep = np.ones((len(tiles), reference.net.config.grid**2), bool)
     expected = reference(torch.from_numpy(tiles), torch.from_numpy(keep))
     predicted = dict(zip(Prediction._fields, sessions["predict"].run(None, {"tiles": tiles}), strict=True))
@@ -296,8 +296,10 @@ def compare(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, ort.Infer
             raise ParityFailed(f"{graph}.onnx names other classes than torch; nothing was written")
 
 
-def cpu_options() -> ort.SessionOptions:
+def cpu_options(threads: int = 0) -> ort.SessionOptions:
+    """0: as many as there are cores."""
     options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return options
 

@@ -21,29 +21,31 @@ from training.calibrate import (
     softmax,
 )
 from training.data import group_by_slide
-from training.fit import Distances, Grouping, OutOfFold, TileSet
-from training.floors import floor_predictions
+from training.fit import Distances, OutOfFold, TileSet
+from training.floors import floor_features, floor_predictions
 from training.gate import (
-    Looks,
+    Appearance,
     Signs,
     count_versions,
     cross_fit,
     fit_gate,
     learn_cloud,
     learn_palette,
-    look_at,
+    measure_appearance,
     signs_of_folds,
     signs_of_held_out,
     signs_without_network,
+    verdicts,
 )
 from training.metrics import (
+    BINS,
     Estimate,
     Floats,
     Measure,
     Scores,
     bootstrap,
     calibration_error,
-    count_groups,
+    mean_of,
     paired_difference,
     reliability,
     risk_coverage,
@@ -56,7 +58,6 @@ COVERAGES = tuple(round(0.5 + 0.01 * step, 2) for step in range(50))  # what may
 DEFAULT_COVERAGE = 0.9
 JUDGED_COVERAGES = (0.8, DEFAULT_COVERAGE, 0.95)
 ANSWERED = (0.5, 0.8, 0.9)  # shares of the tiles, the surest first, for which the error is told
-BINS = 5  # of equal mass: a tenth of some hundred tiles says little
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,19 @@ class Answers:
     folds: NDArray[np.intp]  # (M,) unique over the repeats
     floors: dict[str, NDArray[np.float64]]  # probabilities (M, K) of baselines without a network, on the same rows
     signs: Signs  # what the gate looks at, on the same rows
-    grouping: Grouping = "random"
+    source: str  # "random" or "slide" folds, or the protocol of a part held out; of a subset, that of the whole
 
     def subset(self, chosen: NDArray[np.bool_], protocol: str) -> "Answers":
-        floors = {name: probabilities[chosen] for name, probabilities in self.floors.items()}
-        return Answers(
-            protocol,
-            self.logits[chosen],
-            self.targets[chosen],
-            self.tiles[chosen],
-            self.groups[chosen],
-            self.folds[chosen],
-            floors,
-            self.signs.subset(chosen),
-            self.grouping,
+        return replace(
+            self,
+            protocol=protocol,
+            logits=self.logits[chosen],
+            targets=self.targets[chosen],
+            tiles=self.tiles[chosen],
+            groups=self.groups[chosen],
+            folds=self.folds[chosen],
+            floors={name: probabilities[chosen] for name, probabilities in self.floors.items()},
+            signs=self.signs.subset(chosen),
         )
 
 
@@ -100,8 +100,8 @@ class Findings:
 def unmeasured(tiles: TileSet) -> Findings:
     """Of a network that was trained on everything, and of which no fold was ever run."""
     calibration = Calibration(temperature=1.0, n=0, protocol="none: nothing was held out")
-    looks = look_at(tiles.tiles, count_versions(len(tiles.targets)))
-    gate = fit_gate(signs_without_network(looks), None, "training tiles, no network asked")
+    appearance = measure_appearance(tiles.tiles, count_versions(len(tiles.targets)))
+    gate = fit_gate(signs_without_network(appearance), None, "training tiles, no network asked")
     return Findings(calibration, None, gate.model_copy(update={"min_confidence": 0.5}), [])
 
 
@@ -112,19 +112,19 @@ def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     surer than it can be there: docs/decisions/0011.
     """
     main = parts[0]
-    calibrating = next((part for part in parts if part.grouping == "slide"), main)
+    calibrating = next((part for part in parts if part.source == "slide"), main)
     temperature = fit_temperature(calibrating.logits, calibrating.targets, calibrating.groups)
     calibration = Calibration(
         temperature=temperature.value, n=temperature.n, protocol=f"{calibrating.protocol}; {temperature.reason}"
     )
     probabilities = softmax(main.logits, temperature.value)
     conformal = find_conformal(main, probabilities)
+    gate = fit_gate(main.signs, probabilities.max(axis=1), main.protocol)
     metrics = []
     for part in parts:
         metrics += judge(part, temperature.value, classes)
-        if conformal and part.grouping == "slide":
-            metrics.append(judge_shipped_sets(part, temperature.value, conformal))
-    gate = fit_gate(main.signs, probabilities.max(axis=1), main.protocol)
+        if part.source != main.source:  # else the answers are those that both were fitted on
+            metrics += judge_shipped(part, temperature.value, conformal, gate, main.protocol)
     return Findings(calibration, conformal, gate, metrics)
 
 
@@ -133,7 +133,7 @@ def remember(findings: Findings, tiles: TileSet, features: NDArray[np.float32]) 
 
     The limits on them come from the folds, whose networks had references of their own, learnt in the same way.
     """
-    palette = learn_palette(look_at(tiles.tiles, count_versions(len(tiles.targets))).colours)
+    palette = learn_palette(measure_appearance(tiles.tiles, count_versions(len(tiles.targets))).colours)
     return replace(findings, reference=Reference(palette, learn_cloud(features)))
 
 
@@ -168,7 +168,8 @@ def judge(answers: Answers, temperature: float, classes: Sequence[str]) -> list[
     metrics += judge_confidence(answers, probabilities)
     if len(np.unique(answers.folds)) > 1:
         metrics += judge_calibration(answers)
-        metrics += judge_gate(answers, probabilities)
+        ok = cross_fit(answers.signs, probabilities.max(axis=1), answers.folds, answers.groups)
+        metrics += judge_gate(answers, probabilities, ok, "limits of the other folds")
         metrics += judge_sets(answers, probabilities, classes)
     return metrics
 
@@ -178,7 +179,7 @@ def judge_confidence(answers: Answers, probabilities: NDArray[np.floating]) -> l
     correct = probabilities.argmax(axis=1) == answers.targets
     confidence = probabilities.max(axis=1)
     metrics = []
-    bars = reliability(probabilities, answers.targets, BINS, answers.groups)
+    bars = reliability(probabilities, answers.targets, groups=answers.groups)
     for place, promised in enumerate(bars.confidence):
         estimate = Estimate(bars.accuracy[place], bars.low[place], bars.high[place], int(bars.count[place]))
         name = f"accuracy of bin {place + 1} of {len(bars.confidence)}, mean confidence {promised:.3f}"
@@ -186,14 +187,10 @@ def judge_confidence(answers: Answers, probabilities: NDArray[np.floating]) -> l
     surest_first = (-confidence).argsort(kind="stable")
     for share in ANSWERED:
         kept = surest_first[: max(1, round(share * len(confidence)))]
-        error = bootstrap({"error": weighted_mean(~correct[kept])}, answers.groups[kept], 1000, 0)["error"]
-        name = f"error of the surest {share:.0%} of the answers"
-        metrics.append(name_metric(name, error.proportion(count_groups(answers.groups[kept])), answers.protocol))
-    area = bootstrap({"area": area_under_risk(confidence, correct)}, answers.groups, 200, 0)["area"]
-    metrics.append(
-        name_metric("area under risk and coverage", area.estimate(count_groups(answers.groups)), answers.protocol)
-    )
-    return metrics
+        error = mean_of(~correct[kept], answers.groups[kept]).proportion()
+        metrics.append(name_metric(f"error of the surest {share:.0%} of the answers", error, answers.protocol))
+    area = bootstrap({"area": area_under_risk(confidence, correct)}, answers.groups, 200, 0)["area"].estimate()
+    return [*metrics, name_metric("area under risk and coverage", area, answers.protocol)]
 
 
 def area_under_risk(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> Measure:
@@ -223,21 +220,19 @@ def judge_calibration(answers: Answers) -> list[Metric]:
     }
     found = bootstrap(measures, answers.groups, 1000, 0)
     protocol = f"{answers.protocol}; temperature of the other folds, {BINS} bins of equal mass"
-    n = count_groups(answers.groups)
-    return [name_metric(name, interval.estimate(n), protocol) for name, interval in found.items()]
+    return [name_metric(name, interval.estimate(), protocol) for name, interval in found.items()]
 
 
-def judge_gate(answers: Answers, probabilities: NDArray[np.floating]) -> list[Metric]:
-    ok = cross_fit(answers.signs, probabilities.max(axis=1), answers.folds, answers.groups)
+def judge_gate(
+    answers: Answers, probabilities: NDArray[np.floating], ok: NDArray[np.bool_], limits: str
+) -> list[Metric]:
     correct = probabilities.argmax(axis=1) == answers.targets
-    protocol = f"{answers.protocol}; limits of the other folds"
-    share = bootstrap({"ok": weighted_mean(ok)}, answers.groups, 1000, 0)["ok"]
-    metrics = [name_metric("share answered ok", share.proportion(count_groups(answers.groups)), protocol)]
+    protocol = f"{answers.protocol}; {limits}"
+    metrics = [name_metric("share answered ok", mean_of(ok, answers.groups).proportion(), protocol)]
     for name, chosen in (("ok", ok), ("not ok", ~ok)):
         if chosen.any():
-            found = bootstrap({"accuracy": weighted_mean(correct[chosen])}, answers.groups[chosen], 1000, 0)
-            estimate = found["accuracy"].proportion(count_groups(answers.groups[chosen]))
-            metrics.append(name_metric(f"accuracy of the answers that are {name}", estimate, protocol))
+            accuracy = mean_of(correct[chosen], answers.groups[chosen]).proportion()
+            metrics.append(name_metric(f"accuracy of the answers that are {name}", accuracy, protocol))
     return metrics
 
 
@@ -265,15 +260,20 @@ def judge_sets(answers: Answers, probabilities: NDArray[np.floating], classes: S
     return metrics
 
 
-def judge_shipped_sets(answers: Answers, temperature: float, conformal: Conformal) -> Metric:
-    """What the thresholds that are shipped, fitted on random folds, hold on slides that a network never saw."""
+def judge_shipped(
+    answers: Answers, temperature: float, conformal: Conformal | None, gate: Gate, fitted_on: str
+) -> list[Metric]:
+    """What the thresholds and limits that are shipped hold on answers that they were not fitted on."""
+    probabilities = softmax(answers.logits, temperature)
+    ok = np.array(verdicts(answers.signs, probabilities.max(axis=1), gate)) == "ok"
+    metrics = judge_gate(answers, probabilities, ok, f"the shipped limits, of {fitted_on}")
+    if conformal is None:
+        return metrics
     thresholds = np.array(conformal.thresholds[conformal.coverages.index(conformal.default)])
-    members = prediction_sets(softmax(answers.logits, temperature), thresholds)
-    holds = members[np.arange(len(members)), answers.targets]
-    found = bootstrap({"coverage": weighted_mean(holds)}, answers.groups, 1000, 0)["coverage"]
+    holds = prediction_sets(probabilities, thresholds)[np.arange(len(answers.targets)), answers.targets]
     name = f"coverage of the sets at nominal {conformal.default:g}"
-    estimate = found.proportion(count_groups(answers.groups))
-    return name_metric(name, estimate, f"{answers.protocol}; the shipped thresholds, of random folds")
+    protocol = f"{answers.protocol}; the shipped thresholds, of {fitted_on}"
+    return [name_metric(name, mean_of(holds, answers.groups).proportion(), protocol), *metrics]
 
 
 def name_metric(name: str, estimate: Estimate, protocol: str) -> Metric:
@@ -287,7 +287,7 @@ def name_metrics(scores: Scores, protocol: str) -> list[Metric]:
 # -- where answers come from ---------------------------------------------------------------------------------------
 
 
-def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], looks: Looks | None = None) -> list[Answers]:
+def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], appearance: Appearance | None = None) -> list[Answers]:
     """All tiles under the protocol's name; and without those of doubtful quality, where there are any."""
     seen = folds.folds >= 0  # (R, N)
     repeats, n = seen.shape
@@ -308,7 +308,9 @@ def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], looks: Looks | N
         groups[seen],
         fold[seen],
         fold_floors(folds),
-        signs_of_folds(looks or look_at(folds.tiles.tiles, count_versions(n)), folds.folds, folds.distances),
+        signs_of_folds(
+            appearance or measure_appearance(folds.tiles.tiles, count_versions(n)), folds.folds, folds.distances
+        ),
         folds.grouping,
     )
     quality = np.array([record.quality or "" for record in folds.tiles.records])[tile[seen]]
@@ -320,13 +322,14 @@ def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], looks: Looks | N
 
 def fold_floors(folds: OutOfFold) -> dict[str, NDArray[np.float64]]:
     """The baselines without a network, trained and tried on the very same folds: rows as in the logits seen."""
-    tiles, targets = folds.tiles.tiles, folds.tiles.targets
+    features, targets = floor_features(folds.tiles.tiles), folds.tiles.targets
     k = len(folds.tiles.classes)
     found: dict[str, NDArray[np.float64]] = {}
     for repeat, fold_of in enumerate(folds.folds):
         for number in range(fold_of.max() + 1):
             held_out, others = np.flatnonzero(fold_of == number), np.flatnonzero((fold_of >= 0) & (fold_of != number))
-            for name, p in floor_predictions(tiles[others], targets[others], tiles[held_out], k).items():
+            answers = floor_predictions(features.subset(others), targets[others], features.subset(held_out), k)
+            for name, p in answers.items():
                 found.setdefault(name, np.zeros((*folds.folds.shape, k)))[repeat, held_out] = p
     return {name: probabilities[folds.folds >= 0] for name, probabilities in found.items()}
 
@@ -335,8 +338,9 @@ def answers_of_held_out(
     train: TileSet, held_out: TileSet, logits: NDArray[np.float32], distances: Distances, protocol: str
 ) -> Answers:
     n = len(held_out.targets)
-    floors = floor_predictions(train.tiles, train.targets, held_out.tiles, len(train.classes))
-    palette = learn_palette(look_at(train.tiles, count_versions(len(train.targets))).colours)
-    signs = signs_of_held_out(look_at(held_out.tiles, len(distances)), palette, distances)
+    known, unseen = floor_features(train.tiles), floor_features(held_out.tiles)
+    floors = floor_predictions(known, train.targets, unseen, len(train.classes))
+    palette = learn_palette(measure_appearance(train.tiles, count_versions(len(train.targets))).colours)
+    signs = signs_of_held_out(measure_appearance(held_out.tiles, len(distances)), palette, distances)
     each = np.arange(n)
-    return Answers(protocol, logits, held_out.targets, each, each, np.zeros(n, np.intp), floors, signs)
+    return Answers(protocol, logits, held_out.targets, each, each, np.zeros(n, np.intp), floors, signs, protocol)

@@ -4,6 +4,8 @@ tissue-train fit configs/smoke.toml
 tissue-train cv configs/default.toml
 """
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from training.data import (
     Fold,
     Record,
     course_split,
-    find_lookalikes,
+    find_near_duplicates,
     group_pairs,
     load_tiles,
     number_labels,
@@ -37,7 +39,7 @@ from training.data import (
     tell_skipped,
 )
 from training.distil import distillation_loss
-from training.gate import count_versions, learn_cloud, restain
+from training.gate import count_versions, learn_cloud, restained_copies
 from training.looks import group_looks
 from training.rehearsal import read_rehearsal
 from training.train import batch_indices, best_device, optimise
@@ -63,6 +65,17 @@ class TileSet:
         near = None if self.near_duplicates is None else self.near_duplicates[indices]
         return TileSet(self.tiles[indices], self.targets[indices], records, self.classes, near)
 
+    @property
+    def digest(self) -> str:
+        """Of what is learnt and held out: images, labels, slides, near duplicates."""
+        near = [None] * len(self.records) if self.near_duplicates is None else self.near_duplicates.tolist()
+        rows = [[r.sha256, r.label, r.slide, group] for r, group in zip(self.records, near, strict=True)]
+        return digest_json([self.classes, rows])
+
+
+def digest_json(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
 
 def read_tiles(config: Fit) -> TileSet:
     data = config.data
@@ -76,8 +89,8 @@ def read_tiles(config: Fit) -> TileSet:
     return TileSet(tiles, number_labels(found.records, found.classes), found.records, found.classes, near)
 
 
-def fit(config: Fit, folder: Path) -> Network:
-    train, held_out = split(read_tiles(config), config)
+def fit(config: Fit, tiles: TileSet, folder: Path) -> Network:
+    train, held_out = split(tiles, config)
     return fit_tiles(config, train, folder, held_out)
 
 
@@ -103,7 +116,7 @@ def together(tiles: TileSet) -> NDArray[np.intp]:
     """Tiles that show one field get one number, and are never learnt and held out at once."""
     if tiles.near_duplicates is not None:
         return tiles.near_duplicates
-    return group_pairs(len(tiles.targets), find_lookalikes(tiles.tiles))
+    return group_pairs(len(tiles.targets), find_near_duplicates(tiles.tiles))
 
 
 def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | None, title: str = "") -> Network:
@@ -179,12 +192,12 @@ def see(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
     if not token_drop:
         return net(images)
     assert isinstance(net, TokenNetwork)
-    kept = keep_some_patches(len(images), net.config.grid**2, token_drop, images.device)  # (N, M)
+    visible = keep_some_patches(len(images), net.config.grid**2, token_drop, images.device)  # (N, M)
     if find_removal(net.config) == "pixels and token":
         stays = torch.zeros(len(images), net.config.grid**2, dtype=torch.bool, device=images.device)
-        stays = stays.scatter(1, kept, value=True) | (torch.rand(len(images), 1, device=images.device) < 0.5)
+        stays = stays.scatter(1, visible, value=True) | (torch.rand(len(images), 1, device=images.device) < 0.5)
         images = fill_removed(images, stays)
-    return net(images, kept=kept)
+    return net(images, visible=visible)
 
 
 def opinions_of(seen: Any) -> tuple[torch.Tensor, ...]:
@@ -202,18 +215,18 @@ def train_teacher(config: Fit, train: TileSet, folder: Path, title: str) -> Netw
     """On the very tiles its student will learn from: one that had seen more would tell of what is held out."""
     if config.distil is None:
         return None
-    how = config.optimisation.model_copy(update={"token_drop": 0.0})
+    how = config.optimisation.model_copy(update={"token_drop": 0.0, "frozen": []})
     changes = {"model": config.distil.teacher, "distil": None, "init": None, "optimisation": how}
     teacher = fit_tiles(config.model_copy(update=changes), train, folder, None, f"{title or config.name}, teacher")
     return teacher.eval()
 
 
 def predict(net: Network, tiles: Tiles, batch: int = 64) -> Logits:
-    return read(net, tiles, batch)[0]
+    return predict_with_features(net, tiles, batch)[0]
 
 
 @torch.no_grad()
-def read(net: Network, tiles: Tiles, batch: int = 64) -> tuple[Logits, Features]:
+def predict_with_features(net: Network, tiles: Tiles, batch: int = 64) -> tuple[Logits, Features]:
     """What the network says of each tile, and what it said it from."""
     net.eval()
     device = next(net.parameters()).device
@@ -225,8 +238,10 @@ def read(net: Network, tiles: Tiles, batch: int = 64) -> tuple[Logits, Features]
 
 def measure_distances(net: Network, known: Tiles, tiles: Tiles, versions: int) -> Distances:
     """How far the features of tiles (N), and of restained copies, lie from those of the known ones: (C, N)."""
-    cloud = learn_cloud(read(net, known)[1])
-    return np.stack([cloud.distance(read(net, version)[1]) for version in restain(tiles, versions)])
+    cloud = learn_cloud(predict_with_features(net, known)[1])
+    return np.stack(
+        [cloud.distance(predict_with_features(net, version)[1]) for version in restained_copies(tiles, versions)]
+    )
 
 
 # -- folds ---------------------------------------------------------------------------------------------------------

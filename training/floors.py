@@ -4,6 +4,7 @@ Tiles enter as pixels, uint8 (N, S, S, 3); class probabilities leave, so that fl
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +25,35 @@ NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -
 LUMINANCE = np.array([299, 587, 114])  # thousandths, ITU-R BT.601; integers, so that equal pixels stay equal
 
 
+class FloorFeatures(NamedTuple):
+    """All that floors see of tiles, so that it is computed once for many folds."""
+
+    colour: Features  # (N, 3)
+    histogram: Features  # (N, 48)
+    both: Features  # (N, 78) histogram and patterns
+
+    def subset(self, rows: Ints) -> "FloorFeatures":
+        return FloorFeatures(*(features[rows] for features in self))
+
+
 def floor_predictions(
-    train_tiles: Tiles, train_targets: Ints, test_tiles: Tiles, n_classes: int
+    known: FloorFeatures, targets: Ints, unseen: FloorFeatures, n_classes: int
 ) -> dict[str, Probabilities]:
     """Probabilities (N, K) of each floor. Those of the vector machines rank the classes and are not calibrated."""
-    colour, test_colour = mean_colour_features(train_tiles), mean_colour_features(test_tiles)
-    histogram, test_histogram = colour_histogram_features(train_tiles), colour_histogram_features(test_tiles)
-    both = np.concatenate([histogram, pattern_features(train_tiles)], axis=1)
-    test_both = np.concatenate([test_histogram, pattern_features(test_tiles)], axis=1)
     return {
-        "mean colour, nearest mean": nearest_mean(colour, train_targets, test_colour, n_classes),
-        "colour histogram, SVM": vector_machine(histogram, train_targets, test_histogram, n_classes),
-        "histogram and patterns, SVM": vector_machine(both, train_targets, test_both, n_classes),
+        "mean colour, nearest mean": nearest_mean(known.colour, targets, unseen.colour, n_classes),
+        "colour histogram, SVM": vector_machine(known.histogram, targets, unseen.histogram, n_classes),
+        "histogram and patterns, SVM": vector_machine(known.both, targets, unseen.both, n_classes),
     }
 
 
 # -- features ------------------------------------------------------------------------------------------------------
+
+
+def floor_features(tiles: Tiles) -> FloorFeatures:
+    histogram = colour_histogram_features(tiles)
+    both = np.concatenate([histogram, pattern_features(tiles)], axis=1)
+    return FloorFeatures(mean_colour_features(tiles), histogram, both)
 
 
 def mean_colour_features(tiles: Tiles) -> Features:

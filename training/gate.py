@@ -5,7 +5,7 @@ let through the same share, the strictest with which SHARE_OK of the held-out ti
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
 
-from model.artifact import Gate
+from model.artifact import Gate, Verdict
+from model.graph import to_images
 from model.quality import PALETTE_SIZE, Palette, Quality, count_colours, measure_quality
-from model.scope import Cloud, Verdict, judge
+from model.scope import Cloud, judge
 from training import augment
 
 Floats = NDArray[np.floating[Any]]
@@ -31,7 +32,7 @@ FOLDS_WITHOUT_NETWORK = 5
 
 
 @dataclass(frozen=True)
-class Looks:
+class Appearance:
     """Of tiles and their restained copies; the first copy is the tile itself."""
 
     colours: NDArray[np.uint16]  # (C, N, 4096)
@@ -61,18 +62,18 @@ class Signs:
 # -- what is learnt from training tiles ----------------------------------------------------------------------------
 
 
-def look_at(tiles: Tiles, versions: int) -> Looks:
+def measure_appearance(tiles: Tiles, versions: int) -> Appearance:
     colours = np.zeros((versions, len(tiles), PALETTE_SIZE), np.uint16)
     brightness = np.zeros((versions, len(tiles)))
     qualities = []
-    for place, version in enumerate(restain(tiles, versions)):
+    for place, version in enumerate(restained_copies(tiles, versions)):
         for n, tile in enumerate(version):
             quality = measure_quality(tile)
             colours[place, n] = count_colours(tile[::2, ::2])
             brightness[place, n] = quality.brightness
             if place == 0:
                 qualities.append(quality)
-    return Looks(colours, brightness, qualities)
+    return Appearance(colours, brightness, qualities)
 
 
 def count_versions(n: int) -> int:
@@ -80,14 +81,14 @@ def count_versions(n: int) -> int:
     return 1 + min(MOST_COPIES, max(1, MOST_TILES // n))
 
 
-def restain(tiles: Tiles, versions: int, portion: int = 64) -> Iterator[Tiles]:
+def restained_copies(tiles: Tiles, versions: int, portion: int = 64) -> Iterator[Tiles]:
     """The tiles as they are, then copies of other stains, the same ones every time."""
     yield tiles
     for version in range(1, versions):
         with torch.random.fork_rng():
             torch.manual_seed(version)
             parts = [
-                augment.restain(augment.to_float(torch.from_numpy(tiles[i : i + portion])), STAIN, LIGHT)
+                augment.restain(to_images(torch.from_numpy(tiles[i : i + portion])), STAIN, LIGHT)
                 for i in range(0, len(tiles), portion)
             ]
         yield (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -124,38 +125,35 @@ def learn_cloud(known: Floats) -> Cloud:
 # -- signs of held-out tiles ---------------------------------------------------------------------------------------
 
 
-def signs_of_folds(looks: Looks, folds: NDArray[np.intp], distances: Floats | None) -> Signs:
+def signs_of_folds(appearance: Appearance, folds: NDArray[np.intp], distances: Floats | None) -> Signs:
     """Of every tile that a fold (R, N) held out, its colours seen beside the palette of that repeat's other folds."""
-    foreign = np.zeros((len(looks.colours), *folds.shape))  # (C, R, N)
+    foreign = np.zeros((len(appearance.colours), *folds.shape))  # (C, R, N)
     for repeat, fold_of in enumerate(folds):
         for fold in range(fold_of.max() + 1):
             held_out, others = np.flatnonzero(fold_of == fold), np.flatnonzero((fold_of >= 0) & (fold_of != fold))
-            palette = learn_palette(looks.colours[:, others])
-            foreign[:, repeat, held_out] = measure_foreign(looks.colours[:, held_out], palette)
+            palette = learn_palette(appearance.colours[:, others])
+            foreign[:, repeat, held_out] = measure_foreign(appearance.colours[:, held_out], palette)
     seen = folds >= 0
     tiles = np.broadcast_to(np.arange(folds.shape[1]), folds.shape)[seen]
-    return put_together(looks, tiles, foreign[:, seen], None if distances is None else distances[:, seen])
+    return put_together(appearance, tiles, foreign[:, seen], None if distances is None else distances[:, seen])
 
 
-def signs_of_held_out(looks: Looks, palette: Palette, distance: Floats) -> Signs:
-    rows = np.arange(len(looks.qualities))
-    return put_together(looks, rows, measure_foreign(looks.colours, palette), distance)
+def signs_of_held_out(appearance: Appearance, palette: Palette, distance: Floats) -> Signs:
+    rows = np.arange(len(appearance.qualities))
+    return put_together(appearance, rows, measure_foreign(appearance.colours, palette), distance)
 
 
-def signs_without_network(looks: Looks) -> Signs:
-    folds = np.arange(len(looks.qualities)) % FOLDS_WITHOUT_NETWORK
-    return signs_of_folds(looks, folds[None], None)
+def signs_without_network(appearance: Appearance) -> Signs:
+    folds = np.arange(len(appearance.qualities)) % FOLDS_WITHOUT_NETWORK
+    return signs_of_folds(appearance, folds[None], None)
 
 
-def put_together(looks: Looks, tiles: NDArray[np.intp], foreign: Floats, distance: Floats | None) -> Signs:
+def put_together(appearance: Appearance, tiles: NDArray[np.intp], foreign: Floats, distance: Floats | None) -> Signs:
     qualities = [
-        with_foreign(looks.qualities[tile], float(share)) for tile, share in zip(tiles, foreign[0], strict=True)
+        replace(appearance.qualities[tile], foreign_share=float(share))
+        for tile, share in zip(tiles, foreign[0], strict=True)
     ]
-    return Signs(qualities, looks.brightness[:, tiles], foreign, distance)
-
-
-def with_foreign(q: Quality, share: float) -> Quality:
-    return Quality(q.tissue_share, q.sharpness, q.brightness, q.odd_share, q.blue_absorption, share)
+    return Signs(qualities, appearance.brightness[:, tiles], foreign, distance)
 
 
 # -- limits --------------------------------------------------------------------------------------------------------
@@ -166,19 +164,19 @@ def fit_gate(signs: Signs, confidence: Floats | None, protocol: str) -> Gate:
     low, high = 0.5, 1.0  # too strict, lax enough
     for _ in range(12):
         share = (low + high) / 2
-        gate = place_limits(signs, confidence, share, "")
+        gate = place_limits(signs, confidence, share)
         if share_ok(signs, confidence, gate) < SHARE_OK:
             low = share
         else:
             high = share
-    gate = place_limits(signs, confidence, high, protocol)
+    gate = place_limits(signs, confidence, high)
     found = share_ok(signs, confidence, gate)
     words = f"{high:.1%} pass each limit, {found:.1%} of {len(signs.qualities)} answers pass all ({protocol}); "
     words += f"those of brightness, colours and distance also on copies restained by {STAIN:g}"
     return gate.model_copy(update={"protocol": words})
 
 
-def place_limits(signs: Signs, confidence: Floats | None, share: float, protocol: str) -> Gate:
+def place_limits(signs: Signs, confidence: Floats | None, share: float) -> Gate:
     def at_least(values: Floats | Sequence[float]) -> float:
         return float(np.quantile(values, 1 - share))
 
@@ -196,7 +194,7 @@ def place_limits(signs: Signs, confidence: Floats | None, share: float, protocol
         max_blue_absorption=at_most([one.blue_absorption for one in q]),
         max_foreign_share=at_most(signs.foreign_share),
         max_distance=None if signs.distance is None else at_most(signs.distance),
-        protocol=protocol,
+        protocol="",  # told by `fit_gate`, when the share is found
     )
 
 

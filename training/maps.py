@@ -9,7 +9,7 @@ on the class it is asked for, and on what the network has learnt. All of it goes
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -22,13 +22,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from model.artifact import JudgedMaps, Manifest, MapMethod, MapScore, read_manifest, write_manifest
-from model.maps import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
+from model.artifact import MAP_METHODS, JudgedMaps, Manifest, MapMethod, MapScore, read_manifest, write_manifest
+from model.occlusion import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
 from model.runtime import ort
-from model.session import Explanations, empty_maps
-from training.augment import STAINS
+from model.session import Classifier, Explanations
+from training.augment import STAINS, density_of
 from training.data import rows_of
-from training.metrics import bootstrap, count_groups, weighted_mean
+from training.export import cpu_options
+from training.metrics import mean_of
 from training.trial import Trial, choose_evenly
 
 Pixels = NDArray[np.uint8]
@@ -37,7 +38,6 @@ Bools = NDArray[np.bool_]
 Metric = Literal["removal", "focus", "other_class", "random_weights", "other_tile", "glands"]
 Found = dict[tuple[str, Metric], list[float]]
 
-METHODS: tuple[MapMethod, ...] = ("attention", "rollout", "evidence", "occlusion")
 NO_MODEL = ("random", "centre", "edge", "haematoxylin")
 QUESTIONS: dict[Metric, str] = {
     "removal": "which patches the answer rests on",
@@ -51,7 +51,7 @@ MIXED = (0.2, 0.8)  # share of gland in a field that can tell maps apart
 RESAMPLES = 2000
 
 
-class Network(Protocol):
+class Explainer(Protocol):
     """What is judged: a `model.session.Classifier`, or in tests anything that answers like one."""
 
     def explain(self, tiles: Pixels, keep: Bools | None = None) -> Explanations: ...
@@ -60,7 +60,7 @@ class Network(Protocol):
 # -- maps ----------------------------------------------------------------------------------------------------------
 
 
-def draw_model_maps(network: Network, tile: Pixels) -> dict[str, Floats]:
+def draw_model_maps(network: Explainer, tile: Pixels) -> dict[str, Floats]:
     """Each method's map for each class, (K, G, G), as the service gives them by default."""
     whole = network.explain(tile[None])
     k, grid = whole.evidence.shape[1:3]
@@ -83,8 +83,7 @@ def draw_no_model_maps(tile: Pixels, grid: int, rng: Generator) -> dict[str, Flo
     from_middle = np.arange(grid) - (grid - 1) / 2
     distance = from_middle[:, None] ** 2 + from_middle[None, :] ** 2
     contrast = cut_into_patches(tile.mean(axis=2), grid).std(axis=2)
-    density = -np.log((tile + 1.0) / 256)
-    haematoxylin = (density @ np.linalg.inv(STAINS.numpy().astype(np.float64)))[..., 0]
+    haematoxylin = (density_of(tile) @ np.linalg.inv(STAINS.numpy().astype(np.float64)))[..., 0]
     return {
         "random": rng.random((grid, grid)),
         "centre": np.exp(-distance / (2 * (grid / 4) ** 2)),
@@ -101,7 +100,7 @@ def cut_into_patches(image: Floats, grid: int) -> Floats:
 # -- removal -------------------------------------------------------------------------------------------------------
 
 
-def removal_curves(network: Network, tile: Pixels, target: int, order: NDArray[np.intp]) -> tuple[Floats, Floats]:
+def removal_curves(network: Explainer, tile: Pixels, target: int, order: NDArray[np.intp]) -> tuple[Floats, Floats]:
     """The target's probability as patches go, most important first and least important first: (STEPS + 1,) each.
 
     `order` names the patches, most important first.
@@ -119,7 +118,7 @@ def removal_curves(network: Network, tile: Pixels, target: int, order: NDArray[n
 
 
 def removal_gap(most_first: Floats, least_first: Floats) -> float:
-    """Area between both curves, -1 to 1: no order that knows nothing of the network differs from 0 on average."""
+    """Area between both curves, -1 to 1: 0 on average in random order; the middle first has more, without a network."""
     return float(np.trapezoid(least_first - most_first, dx=1 / STEPS))
 
 
@@ -230,7 +229,7 @@ def overlap(grid: Floats, truth: Bools, rng: Generator) -> float:
     return float((marked & truth.ravel()).sum() / (marked | truth.ravel()).sum())
 
 
-def judge_glands(network: Network, fields: Sequence[Outlined], found: Found, rng: Generator) -> None:
+def judge_glands(network: Explainer, fields: Sequence[Outlined], found: Found, rng: Generator) -> None:
     for tile, is_gland, _ in track(fields, description="glands", console=Console(stderr=True)):
         answer = int(network.explain(tile[None]).logits[0].argmax())
         maps = {name: grids[answer] for name, grids in draw_model_maps(network, tile).items()}
@@ -241,29 +240,17 @@ def judge_glands(network: Network, fields: Sequence[Outlined], found: Found, rng
 # -- what a map depends on -----------------------------------------------------------------------------------------
 
 
-class Shuffled:
-    """The same graph with the values of every weight in random order: what is left of a map has nothing learnt."""
-
-    def __init__(self, artifact: Path, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.manifest = read_manifest(artifact)
-        proto = onnx.load(artifact / self.manifest.file("explain", "fp32").path)
-        for tensor in proto.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if values.dtype == np.float32 and values.size > 1:
-                shuffled = rng.permutation(values.ravel()).reshape(values.shape)
-                tensor.CopyFrom(numpy_helper.from_array(shuffled, tensor.name))
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-    def explain(self, tiles: Pixels, keep: Bools | None = None) -> Explanations:
-        if keep is None:
-            keep = np.ones((len(tiles), self.manifest.grid**2), bool)
-        names = [output.name for output in self.session.get_outputs()]
-        answer = dict(zip(names, self.session.run(None, {"tiles": tiles, "keep": keep}), strict=True))
-        return Explanations(**(empty_maps(len(tiles), self.manifest) | answer))
+def shuffle_weights(classifier: Classifier, artifact: Path, seed: int = 0) -> Classifier:
+    """Its maps are of the same graph, the values of every weight in random order: nothing learnt is left in them."""
+    rng = np.random.default_rng(seed)
+    proto = onnx.load(artifact / classifier.manifest.file("explain", "fp32").path)
+    for tensor in proto.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.size > 1:
+            shuffled = rng.permutation(values.ravel()).reshape(values.shape)
+            tensor.CopyFrom(numpy_helper.from_array(shuffled, tensor.name))
+    session = ort.InferenceSession(proto.SerializeToString(), cpu_options(1), providers=["CPUExecutionProvider"])
+    return replace(classifier, _explain=session)
 
 
 def correlate_ranks(a: Floats, b: Floats) -> float:
@@ -289,8 +276,8 @@ class Judgement:
 
 
 def judge(
-    network: Network,
-    shuffled: Network,
+    network: Explainer,
+    shuffled: Explainer,
     trial: Trial,
     per_class: int,
     mosaics: int,
@@ -318,7 +305,7 @@ def judge(
 
 
 def judge_removal(
-    network: Network, trial: Trial, chosen: NDArray[np.intp], found: Found, rng: Generator
+    network: Explainer, trial: Trial, chosen: NDArray[np.intp], found: Found, rng: Generator
 ) -> dict[str, Floats]:
     curves: dict[str, list[tuple[Floats, Floats]]] = {}
     for i in track(chosen, description="removal", console=Console(stderr=True)):
@@ -332,7 +319,9 @@ def judge_removal(
     return {name: np.mean(pairs, axis=0) for name, pairs in curves.items()}
 
 
-def judge_dependence(network: Network, shuffled: Network, trial: Trial, chosen: NDArray[np.intp], found: Found) -> None:
+def judge_dependence(
+    network: Explainer, shuffled: Explainer, trial: Trial, chosen: NDArray[np.intp], found: Found
+) -> None:
     """Rank correlation of a map with the one for the second class, of shuffled weights, and of another tile."""
     before: dict[str, Floats] = {}
     for i in track(chosen, description="dependence", console=Console(stderr=True)):
@@ -347,7 +336,7 @@ def judge_dependence(network: Network, shuffled: Network, trial: Trial, chosen: 
             before[name] = grids[first]
 
 
-def judge_focus(network: Network, mosaics: list[Mosaic], found: Found, rng: Generator) -> int:
+def judge_focus(network: Explainer, mosaics: list[Mosaic], found: Found, rng: Generator) -> int:
     """Each mosaic is asked for both its classes: a map that doesn't depend on the class scores one half exactly."""
     kept = 0
     for mosaic in track(mosaics, description="focus", console=Console(stderr=True)):
@@ -374,9 +363,9 @@ def note(found: Found, name: str, metric: Metric, value: float) -> None:
 def summarise(found: Found, patients: NDArray[np.str_], seed: int) -> list[MapScore]:
     scores = []
     for (name, metric), values in found.items():
-        groups = patients if metric == "glands" else np.arange(len(values))
-        mean = bootstrap({"mean": weighted_mean(np.array(values))}, groups, RESAMPLES, seed)["mean"]
-        scores.append(MapScore(map=name, metric=metric, **vars(mean.estimate(count_groups(groups)))))
+        groups = patients if metric == "glands" else None
+        mean = mean_of(np.array(values), groups, RESAMPLES, seed).estimate()
+        scores.append(MapScore(map=name, metric=metric, **vars(mean)))
     return scores
 
 
@@ -385,7 +374,7 @@ def beat_all(scores: Sequence[MapScore]) -> list[MapMethod]:
 
     By removal alone occlusion would always win: it asks the same question.
     """
-    winners = [name for name in METHODS if all(beats_no_model(scores, name, metric) for metric in QUESTIONS)]
+    winners = [name for name in MAP_METHODS if all(beats_no_model(scores, name, metric) for metric in QUESTIONS)]
     focus_of = {score.map: score.value for score in scores if score.metric == "focus"}
     return sorted(winners, key=lambda name: -focus_of[name])
 

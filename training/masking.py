@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.graph import to_images
 from model.network import TokenConfig
 from model.vit import Block, ViTConfig
-from training.augment import STAINS, to_density, to_float
+from training.augment import STAINS, to_density
 
 CELLS = 3  # a side of each patch: 5 px, about the width of a nucleus' rim
 EDGES, COLOURS = 8 * CELLS**2, 2 * 3
@@ -62,7 +63,7 @@ def masked_loss(guesser: Guesser, tokens: Tensor, kept: Tensor, tiles: Tensor) -
 
 def describe(tiles: Tensor, grid: int) -> Tensor:
     """uint8 tiles (N, S, S, 3) -> (N, P, C): edges of the haematoxylin, then density and its spread by colour."""
-    density = to_density(to_float(tiles))  # (N, 3, S, S)
+    density = to_density(to_images(tiles))  # (N, 3, S, S)
     mean = F.adaptive_avg_pool2d(density, grid)
     spread = (F.adaptive_avg_pool2d(density.square(), grid) - mean.square()).clamp(min=0).sqrt()
     colours = torch.cat([mean, spread], dim=1).flatten(2).transpose(1, 2)

@@ -19,6 +19,7 @@ Groups = NDArray[Any]  # (N,) one name per row; rows of one name are drawn toget
 Measure = Callable[[Floats], Floats]  # how often each row counts (R, N) -> a number, or several, per resample (R, ...)
 
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can reach zero, whose logarithm would outweigh all other tiles
+BINS = 5  # of equal mass, for the calibration: a tenth of some hundred tiles says little
 WEIGHTS_AT_ONCE = 2**20  # 8 MiB of them
 RARE = 0.025  # what lies beyond either end of a 95 % interval
 
@@ -100,12 +101,11 @@ def score(
     groups: Groups | None = None,
     resamples: int = 1000,
     seed: int = 0,
-    bins: int = 5,
+    bins: int = BINS,
 ) -> Scores:
     """`groups` names the slide of each row, or its tile where tiles were predicted repeatedly.
 
     Rows of unknown slide need a name each: one name for all would make them one slide.
-    Five bins for the calibration error, since a tenth of some hundred tiles says little.
     """
     check_fit(probabilities, targets, classes)
     groups = np.arange(len(targets)) if groups is None else groups
@@ -126,20 +126,18 @@ def score(
         measures["macro_auroc"] = macro_auroc(probabilities, targets, present)
     found = bootstrap(measures, groups, resamples, seed)
 
-    n = count_groups(groups)
     return Scores(
         classes=tuple(classes),
         predictions=len(targets),
-        n=n,
-        accuracy=found["accuracy"].proportion(n),
-        macro_f1=found["macro_f1"].estimate(n),
-        macro_auroc=found["macro_auroc"].estimate(n) if len(present) > 1 else None,
-        nll=found["nll"].estimate(n),
-        brier=found["brier"].estimate(n),
-        ece=found["ece"].estimate(n),
+        n=count_groups(groups),
+        accuracy=found["accuracy"].proportion(),
+        macro_f1=found["macro_f1"].estimate(),
+        macro_auroc=found["macro_auroc"].estimate() if len(present) > 1 else None,
+        nll=found["nll"].estimate(),
+        brier=found["brier"].estimate(),
+        ece=found["ece"].estimate(),
         recall={
-            classes[c]: found["recall"].proportion(count_groups(groups[targets == c]), place)
-            for place, c in enumerate(present)
+            classes[c]: found["recall"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
         },
         confusion=Confusion(found["confusion"].value.astype(np.intp), found["confusion"].low, found["confusion"].high),
     )
@@ -165,16 +163,13 @@ def paired_difference(
     seed: int = 0,
 ) -> Estimate:
     """By how much a is more often right than b, on the same tiles: both are drawn again together."""
-    groups = np.arange(len(correct_a)) if groups is None else groups
-    difference = correct_a.astype(np.float64) - correct_b.astype(np.float64)
-    found = bootstrap({"difference": weighted_mean(difference)}, groups, resamples, seed)
-    return found["difference"].estimate(count_groups(groups))
+    return mean_of(correct_a.astype(np.float64) - correct_b, groups, resamples, seed).estimate()
 
 
 def reliability(
     probabilities: Floats,
     targets: Ints,
-    bins: int = 5,
+    bins: int = BINS,
     groups: Groups | None = None,
     resamples: int = 1000,
     seed: int = 0,
@@ -189,7 +184,7 @@ def reliability(
         return divide(weights @ (member * correct[:, None]), weights @ member)
 
     found = bootstrap({"accuracy": accuracy}, groups, resamples, seed)["accuracy"]
-    bars = [found.proportion(count_groups(groups[inside > 0]), b) for b, inside in enumerate(member.T)]
+    bars = [found.at(b, groups[inside > 0]).proportion() for b, inside in enumerate(member.T)]
     return Reliability(
         confidence=confidence @ member / count,
         accuracy=np.array([bar.value for bar in bars]),
@@ -313,27 +308,39 @@ class Interval:
     value: Floats
     low: Floats
     high: Floats
+    n: int  # the tiles, or the slides, that were drawn again
 
-    def estimate(self, n: int, place: int | tuple[()] = ()) -> Estimate:
-        return Estimate(float(self.value[place]), float(self.low[place]), float(self.high[place]), n)
+    def at(self, place: int, groups: Groups) -> "Interval":
+        """One of several numbers, that rests on the rows of these groups alone."""
+        return Interval(self.value[place], self.low[place], self.high[place], count_groups(groups))
 
-    def proportion(self, n: int, place: int | tuple[()] = ()) -> Estimate:
+    def estimate(self) -> Estimate:
+        return Estimate(float(self.value), float(self.low), float(self.high), self.n)
+
+    def proportion(self) -> Estimate:
         """Where all of n were right, or none, every draw is the same: then the exact binomial limit stands."""
-        found = self.estimate(n, place)
-        low = min(found.low, RARE ** (1 / n)) if found.value == 1 else found.low
-        high = max(found.high, 1 - RARE ** (1 / n)) if found.value == 0 else found.high
-        return Estimate(found.value, low, high, n)
+        found = self.estimate()
+        low = min(found.low, RARE ** (1 / self.n)) if found.value == 1 else found.low
+        high = max(found.high, 1 - RARE ** (1 / self.n)) if found.value == 0 else found.high
+        return Estimate(found.value, low, high, self.n)
+
+
+def mean_of(values: NDArray[Any], groups: Groups | None = None, resamples: int = 1000, seed: int = 0) -> Interval:
+    """`.proportion()` of what is true or false, `.estimate()` of any other number."""
+    groups = np.arange(len(values)) if groups is None else groups
+    return bootstrap({"mean": weighted_mean(values)}, groups, resamples, seed)["mean"]
 
 
 def bootstrap(measures: Mapping[str, Measure], groups: Groups, resamples: int, seed: int) -> dict[str, Interval]:
     draws = resample(measures, groups, resamples, seed)
-    beyond = share_beyond(count_groups(groups))
+    n = count_groups(groups)
+    beyond = share_beyond(n)
     found = {}
     for name, measure in measures.items():
         value = measure(np.ones((1, len(groups))))[0]
         low, high = np.nanquantile(draws[name], [beyond, 1 - beyond], axis=0)
         # A biased measure, as the calibration error, may lie beyond its percentiles: they are stretched to hold it.
-        found[name] = Interval(value, np.fmin(low, value), np.fmax(high, value))
+        found[name] = Interval(value, np.fmin(low, value), np.fmax(high, value), n)
     return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.augment import to_float
+from model.graph import to_images
 from training.pretrain import Cutter, Pretrained, gather
 
 DENSE = ("points", "masks")  # the kinds of sources with something in each patch
@@ -40,7 +40,7 @@ def look_at_held_out(model: Pretrained, cutter: Cutter, most: int = 60) -> Patch
         side = min(cutter.side_px(field), height, width)
         cuts.append(cutter.cut_at(field, (width - side) / 2, (height - side) / 2, side))
     batch = gather(cuts)
-    images = to_float(batch.tiles.to(model.vit.pos_embed.device))
+    images = to_images(batch.tiles.to(model.vit.pos_embed.device))
     patches = model.vit.norm(model.vit(images).tokens[-1])[:, 1:]  # (n, G*G, D)
     said = model.heads[collection.task](patches).cpu()  # (n, G*G, C)
     if collection.source.kind == "points":

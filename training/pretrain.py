@@ -7,9 +7,7 @@ Cuts of every source at the tile's own magnification enter one batch; one trunk 
 leave. The dense labels (what lies in each patch) fit the patch tokens of a Vision Transformer as they are.
 """
 
-import csv
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from model.graph import to_images
 from model.network import TokenConfig, build_tokens
+from model.pixels import decode
 from training import checkpoint
-from training.augment import keep_some_patches, mean_density, recolour, to_float
+from training.augment import keep_some_patches, mean_density, recolour
 from training.config import BadConfig, Masked, Pretrain, Rule, Source
-from training.data import images_below
+from training.data import class_folders, group_pairs, images_below, naming, number_pairs, rows_of
 from training.masking import Guesser, masked_loss
 from training.train import best_device, optimise
 
@@ -84,48 +84,39 @@ def read_source(source: Source) -> Collection:
 
 
 def read_classes(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
-    names = sorted(path.name for path in source.folder.iterdir() if path.is_dir())
-    groups = same_picture_groups(source)
-    fields = []
-    for label, name in enumerate(names):
-        for path in sorted((source.folder / name).iterdir()):
-            own = f"{source.folder.name}/{name}/{path.name}"
-            fields.append((groups.get(own, own), Field(read_pixels(path), label=label)))
-    return names, fields
-
-
-def same_picture_groups(source: Source) -> dict[str, str]:
-    """A table of near duplicates (a, b): both get the name of one, so that none is learnt and held out at once."""
-    groups: dict[str, str] = {}
-    for row in read_table(source) if source.table else ():
-        first = groups.get(row["a"], groups.get(row["b"], row["a"]))
-        merged = {groups.get(row["a"], row["a"]), groups.get(row["b"], row["b"])}
-        groups |= {name: first for name, group in groups.items() if group in merged}
-        groups |= {row["a"]: first, row["b"]: first}
-    return groups
+    """Near duplicates, as a table lists them, get the name of one, so that none is learnt and held out at once."""
+    folders = class_folders(source.folder)
+    labels = {path: label for label, folder in enumerate(folders) for path in images_below(folder)}
+    paths = list(labels)
+    numbers = {path.resolve(): number for number, path in enumerate(paths)}
+    pairs = number_pairs(source.folder / source.table, numbers) if source.table else []
+    names = [paths[group].as_posix() for group in group_pairs(len(paths), pairs)]
+    fields = [Field(read_pixels(path), label=label) for path, label in labels.items()]
+    return [folder.name for folder in folders], list(zip(names, fields, strict=True))
 
 
 def read_points(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
-    rows = list(read_table(source))
+    rows = read_marks(source, ["image", "x", "y", "kind"])
     names = sorted({row["kind"] for row in rows})
     points: dict[str, list[tuple[float, float, int]]] = {}
     for row in rows:
         points.setdefault(row["image"], []).append((float(row["x"]), float(row["y"]), names.index(row["kind"])))
+    patients = {row["image"]: row.get("patient") or row["image"] for row in rows}
     fields = []
     for image in sorted(points):
         path = source.folder / "images" / image
-        fields.append((image, Field(read_pixels(path), points=np.array(points[image], np.float32))))
+        fields.append((patients[image], Field(read_pixels(path), points=np.array(points[image], np.float32))))
     return names, fields
 
 
 def read_masks(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
-    rows = list(read_table(source))
+    rows = read_marks(source, ["image", "mask", "grade"])
     names = sorted({row["grade"] for row in rows})
     fields = []
     for row in rows:
         mask = Image.open(source.folder / row["mask"]).convert("L")
         field = Field(read_pixels(source.folder / row["image"]), mask=mask, grade=names.index(row["grade"]))
-        fields.append((row.get("patient", row["image"]), field))
+        fields.append((row.get("patient") or row["image"], field))
     return names, fields
 
 
@@ -133,15 +124,15 @@ def read_images(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
     return [], [(path.as_posix(), Field(read_pixels(path))) for path in images_below(source.folder)]
 
 
-def read_table(source: Source) -> Iterator[dict[str, str]]:
+def read_marks(source: Source, columns: list[str]) -> list[dict[str, str]]:
     if source.table is None:
         raise BadConfig(f"source '{source.folder}' of kind '{source.kind}' needs a table")
-    with (source.folder / source.table).open(newline="") as file:
-        yield from csv.DictReader(file)
+    return rows_of(source.folder / source.table, columns)
 
 
 def read_pixels(path: Path) -> Pixels:
-    return np.asarray(Image.open(path).convert("RGB"))
+    with naming(path):
+        return decode(path.read_bytes()).rgb
 
 
 # -- cutting -------------------------------------------------------------------------------------------------------
@@ -152,7 +143,7 @@ class Cutter:
 
     def __init__(self, collection: Collection, config: Pretrain) -> None:
         self.collection = collection
-        self.tile_px = config.tile_px
+        self.tile_px = config.model.tile_px
         self.tile_mpp = config.tile_mpp
         self.grid = config.model.grid
         self.classes = config.classes
@@ -219,15 +210,15 @@ def symmetry(array: NDArray[Any], turn: int) -> NDArray[Any]:
 # -- learning ------------------------------------------------------------------------------------------------------
 
 
-class Batch(NamedTuple):
+class CutBatch(NamedTuple):
     tiles: Tensor  # (n, S, S, 3) uint8
     labels: Tensor  # (n,)
     patches: Tensor  # (n, G*G, C)
     weak_labels: Tensor  # (n,)
 
 
-def gather(cuts: list[Cut]) -> Batch:
-    return Batch(
+def gather(cuts: list[Cut]) -> CutBatch:
+    return CutBatch(
         torch.from_numpy(np.stack([cut.tile for cut in cuts])),
         torch.tensor([cut.label for cut in cuts]),
         torch.from_numpy(np.stack([cut.patches for cut in cuts])).flatten(1, 2),
@@ -254,9 +245,14 @@ class Pretrained(nn.Module):
 
 
 def task_losses(
-    model: Pretrained, collections: list[Collection], batches: list[Batch], images: Tensor, kept: Tensor
+    model: Pretrained,
+    collections: list[Collection],
+    batches: list[CutBatch],
+    images: Tensor,
+    kept: Tensor,
+    label_smoothing: float,
 ) -> dict[str, Tensor]:
-    out = model.vit(images, kept=kept)
+    out = model.vit(images, visible=kept)
     patches = model.vit.norm(out.tokens[-1])[:, 1:]  # (N, M, D)
     losses = {}
     start = 0
@@ -268,15 +264,17 @@ def task_losses(
             continue
         head = model.heads[task]
         if kind == "classes":
-            losses[task] = F.cross_entropy(head(out.features[here]).float(), batch.labels, label_smoothing=0.1)
+            logits = head(out.features[here]).float()
+            losses[task] = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
             continue
         truth = batch.patches.gather(1, kept[here].unsqueeze(-1).expand(-1, -1, batch.patches.shape[-1]))  # (n, M, C)
         loss_of_patches = nuclei_loss if kind == "points" else gland_loss
         losses[task] = loss_of_patches(head(patches[here]).float(), truth)
         if (batch.weak_labels != NO_LABEL).any():
             logits = out.logits[here].float()
-            weak_loss = F.cross_entropy(logits, batch.weak_labels, ignore_index=NO_LABEL, label_smoothing=0.1)
-            losses[f"{task} by rule"] = weak_loss
+            losses[f"{task} by rule"] = F.cross_entropy(
+                logits, batch.weak_labels, ignore_index=NO_LABEL, label_smoothing=label_smoothing
+            )
     if model.guesser is not None:
         tiles = torch.cat([batch.tiles for batch in batches])
         losses[DROPPED] = masked_loss(model.guesser, patches, kept, tiles)
@@ -322,10 +320,10 @@ def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretraine
         for cutter, size in zip(cutters, sizes, strict=True):
             fields = cutter.collection.fields
             cuts = [cutter.cut(fields[i], rng) for i in rng.integers(len(fields), size=size)]
-            batches.append(Batch(*(tensor.to(device) for tensor in gather(cuts))))
+            batches.append(CutBatch(*(tensor.to(device) for tensor in gather(cuts))))
         images = recolour(torch.cat([batch.tiles for batch in batches]), config.augment, own_look)
         kept = keep_some_patches(len(images), config.model.grid**2, how.token_drop, device)
-        losses = task_losses(net, collections, batches, images, kept)
+        losses = task_losses(net, collections, batches, images, kept, how.label_smoothing)
         if config.masked is not None:
             losses[DROPPED] = config.masked.weight * losses[DROPPED]
         return torch.stack(list(losses.values())).sum()
@@ -359,7 +357,7 @@ def held_out_accuracy(model: Pretrained, cutter: Cutter, device: torch.device, m
     for start in range(0, len(fields), 100):
         part = fields[start : start + 100]
         batch = gather([cutter.cut_at(field, 0, 0, min(field.pixels.shape[:2])) for field in part])
-        out = model.vit(to_float(batch.tiles.to(device)))
+        out = model.vit(to_images(batch.tiles.to(device)))
         guessed = model.heads[cutter.collection.task](out.features).argmax(dim=1).cpu()
         right += (guessed == batch.labels).sum().item()
     return right / len(fields)

@@ -30,14 +30,14 @@ class Rehearsal:
 
 
 @cache
-def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int, held_out: bool = False) -> Rehearsal:
-    """From the fields that the pretraining learns from, or from those that it holds out."""
+def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int) -> Rehearsal:
+    """From the fields that the pretraining learns from."""
     config = read_config(Path(how.pretraining), [], Pretrain)
     unknown = {rule.label for rule in config.rules} - set(classes)
     if unknown or not config.rules:
         raise BadConfig(f"{how.pretraining} has rules for {sorted(unknown) or 'nothing'}; the classes are {classes}")
-    if config.tile_px != tile_px:
-        raise BadConfig(f"{how.pretraining} cuts tiles of {config.tile_px} px, the network takes {tile_px}")
+    if config.model.tile_px != tile_px:
+        raise BadConfig(f"{how.pretraining} cuts tiles of {config.model.tile_px} px, the network takes {tile_px}")
     rng = np.random.default_rng(0)
     tiles, targets, looks = [], [], []
     sources = [source for source in config.sources if any(rule.kind == source.kind for rule in config.rules)]
@@ -46,7 +46,7 @@ def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int, held_o
         cutter = Cutter(collection, config)
         look = look_of(cutter)
         room = {classes.index(rule.label): how.per_class for rule in cutter.rules}
-        for field in choose(collection.held_out if held_out else collection.fields, how.per_class * len(room), rng):
+        for field in choose(collection.fields, how.per_class * len(room), rng):
             cut = cutter.cut(field, rng)
             target = NO_LABEL if cut.weak_label == NO_LABEL else classes.index(config.classes[cut.weak_label])
             if room.get(target, 0):

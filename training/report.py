@@ -6,8 +6,8 @@ tissue-train report model/default docs/model-card.md
 from itertools import groupby
 from pathlib import Path
 
-from model.artifact import Gate, JudgedMaps, Manifest, MapScore, Metric
-from training.maps import METHODS, QUESTIONS, beats_no_model
+from model.artifact import MAP_METHODS, Gate, JudgedMaps, Manifest, MapScore, Metric
+from training.maps import QUESTIONS, beats_no_model
 
 
 def write_card(manifest: Manifest, path: Path) -> None:
@@ -150,7 +150,7 @@ def conclude(judged: JudgedMaps) -> str:
         else "No method is better, the intervals apart, than all four maps that no model drew on both removal and "
         "focus: read every map as a hypothesis."
     ]
-    for name in [method for method in METHODS if method in {score.map for score in judged.scores}]:
+    for name in [method for method in MAP_METHODS if method in {score.map for score in judged.scores}]:
         better = [metric for metric, question in QUESTIONS.items() if beats_no_model(judged.scores, name, metric)]
         if not better:
             sentences.append(f"`{name}` does no better than a map drawn without a model.")

@@ -8,7 +8,6 @@ is learnt with gradients, from the same graph replayed in torch.
 """
 
 import csv
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,8 +23,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from model.session import Classifier, open_classifier
-from training.augment import STAINS
-from training.metrics import Estimate, bootstrap, weighted_mean
+from training.augment import STAINS, compress, density_of
+from training.data import NoClasses
+from training.metrics import mean_of
 from training.replay import Replay, Unreplayable
 from training.trial import choose_evenly, read_trial
 
@@ -75,18 +75,28 @@ def measure(
     seed: int = 0,
 ) -> tuple[list[Row], str]:
     rows: list[Row] = []
-    protocols = []
+    protocols: dict[str, str] = {}
     for path, name in zip(artifacts, name_apart(artifacts), strict=True):
         classifier = open_classifier(path, device="cpu", intra_threads=1)
         trial = read_trial(classifier, folder, table, image_mpp, per_class, learnt, seed)
         chosen = choose_evenly(trial.targets, per_class, seed)
         tiles, targets = trial.tiles[chosen], trial.targets[chosen]
+        if len(set(targets)) < 2:
+            raise NoClasses(f"the tiles of {folder} are all {classifier.manifest.class_names[targets[0]]}: add others")
         log.info("%s: %s", name, trial.protocol)
         graph = path / classifier.manifest.file("predict", "fp32").path
         for damage, tried, answers in answer_all(classifier, graph, tiles, targets, seed):
-            rows.append(Row(name, *vars(damage).values(), **vars(estimate(answers == targets[tried], seed))))
-        protocols.append(f"{len(tiles)} of {trial.protocol}")
-    return rows, protocols[0]
+            found = mean_of(answers == targets[tried], seed=seed).proportion()
+            rows.append(Row(name, *vars(damage).values(), **vars(found)))
+        protocols[name] = f"{len(tiles)} of {trial.protocol}"
+    return rows, join_protocols(protocols)
+
+
+def join_protocols(protocols: dict[str, str]) -> str:
+    """One for all artefacts where they were tried on as many tiles; without classes each one's answers choose them."""
+    if len(set(protocols.values())) == 1:
+        return next(iter(protocols.values()))
+    return "\n".join(f"{name}: {protocol}" for name, protocol in protocols.items())
 
 
 def name_apart(artifacts: list[Path]) -> list[str]:
@@ -94,11 +104,6 @@ def name_apart(artifacts: list[Path]) -> list[str]:
     short = [path.resolve().name for path in artifacts]
     alone = len(set(short)) == len(short) and "artifact" not in short
     return short if alone else ["/".join(path.resolve().parts[-2:]) for path in artifacts]
-
-
-def estimate(right: Bools, seed: int) -> Estimate:
-    n = len(right)
-    return bootstrap({"right": weighted_mean(right)}, np.arange(n), 1000, seed)["right"].proportion(n)
 
 
 def answer_all(classifier: Classifier, graph: Path, tiles: Pixels, targets: Indices, seed: int) -> Iterator[Outcome]:
@@ -184,23 +189,17 @@ def worsen(classifier: Classifier, tiles: Pixels, rng: Generator) -> Iterator[tu
             yield Damage(name, UNITS[name], severity), answer(classifier, damaged)
 
 
-def restain(tile: Pixels, strength: float, rng: Generator) -> Pixels:
+def scale_stains(tile: Pixels, strength: float, rng: Generator) -> Pixels:
     """Haematoxylin and eosin each stronger or weaker by a factor of exp(strength), in optical density."""
     stains = STAINS.numpy().astype(np.float64)
     factors = np.exp(strength * np.append(rng.choice([-1, 1], 2), 0))
-    density = -np.log((tile + 1.0) / 256) @ np.linalg.inv(stains) @ np.diag(factors) @ stains
+    density = density_of(tile) @ np.linalg.inv(stains) @ np.diag(factors) @ stains
     restained: Pixels = (256 * np.exp(-density) - 1).clip(0, 255).round().astype(np.uint8)
     return restained
 
 
 def blur(tile: Pixels, sigma_px: float, rng: Generator) -> Pixels:
     return np.asarray(Image.fromarray(tile).filter(ImageFilter.GaussianBlur(sigma_px)))
-
-
-def compress(tile: Pixels, quality: float, rng: Generator) -> Pixels:
-    buffer = io.BytesIO()
-    Image.fromarray(tile).save(buffer, "JPEG", quality=int(quality))
-    return np.asarray(Image.open(buffer))
 
 
 def coarsen(tile: Pixels, factor: float, rng: Generator) -> Pixels:
@@ -211,9 +210,9 @@ def coarsen(tile: Pixels, factor: float, rng: Generator) -> Pixels:
 
 
 WORSE: dict[str, tuple[tuple[float, ...], Callable[[Pixels, float, Generator], Pixels]]] = {
-    "stain": ((0.1, 0.2, 0.3, 0.4, 0.5), restain),
+    "stain": ((0.1, 0.2, 0.3, 0.4, 0.5), scale_stains),
     "blur": ((0.5, 1, 1.5, 2, 3), blur),
-    "JPEG": ((80, 60, 40, 20, 10), compress),
+    "JPEG": ((80, 60, 40, 20, 10), lambda tile, quality, rng: compress(tile, int(quality))),
     "low resolution": ((1.25, 1.5, 2, 3, 4), coarsen),
 }
 UNITS = {

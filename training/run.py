@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from model.artifact import Manifest, Metric, TissueClass, digest
 from model.network import Network, build
-from model.pixels import decode, to_tile
 from training import checkpoint, figures
 from training.calibrate import softmax
 from training.config import BadConfig, Card, Fit, Pretrain
+from training.data import load_images, unlabelled_images
 from training.export import export
 from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, remember, unmeasured
 from training.fit import (
@@ -30,14 +30,15 @@ from training.fit import (
     fit,
     measure_distances,
     predict,
-    read,
+    predict_with_features,
     read_tiles,
     split,
     split_course,
 )
-from training.gate import Looks, count_versions, look_at
+from training.gate import Appearance, count_versions, measure_appearance
 from training.looks import LOOKS
 from training.metrics import reliability, risk_coverage, score
+from training.train import best_device
 
 log = logging.getLogger(__name__)
 
@@ -52,37 +53,47 @@ BESIDE_FOLDS = AFTER_TRAINING | {"split"}
 
 
 def fit_and_export(config: Fit, folder: Path) -> Manifest:
-    claim(folder, config)
-    fit(config, folder)
+    tiles = read_tiles(config)
+    claim(folder, config, tiles)
+    fit(config, tiles, folder)
     figures.draw_curves(folder / "curve.csv", folder / "curve.png", config.name)
-    return export_run(config, folder, folder / "artifact")
+    return export_run(config, tiles, folder, folder / "artifact")
 
 
-def claim(folder: Path, config: Fit | Pretrain, aside: frozenset[str] = AFTER_TRAINING) -> None:
-    """A folder belongs to one config, and to the weights that it starts from: with others two runs would mix."""
+def claim(
+    folder: Path, config: Fit | Pretrain, tiles: TileSet | None = None, aside: frozenset[str] = AFTER_TRAINING
+) -> None:
+    """A folder belongs to one config, its tiles and the weights it starts from: with others two runs would mix."""
     path = folder / "config.json"
-    content = describe_settings(config, aside)
-    if path.exists() and (before := json.loads(path.read_text())) != content:
-        different = sorted(key for key in content if content[key] != before.get(key))
+    content = describe_settings(config, tiles, aside)
+    before = json.loads(path.read_text()) if path.exists() else content
+    if changed := sorted(key for key in content.keys() | before.keys() if content.get(key) != before.get(key)):
+        kept = f" but {folder}/folds" if (folder / "folds").exists() else ""
         raise BadConfig(
-            f"{folder} holds a run with other {different}; give this one another name, or remove the folder"
+            f"{' and '.join(changed)} changed since {folder} was begun; "
+            f"give this run another name, or remove all that is in it{kept}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
 
 
-def describe_settings(config: Fit | Pretrain, aside: frozenset[str] = AFTER_TRAINING) -> dict[str, Any]:
+def describe_settings(
+    config: Fit | Pretrain, tiles: TileSet | None = None, aside: frozenset[str] = AFTER_TRAINING
+) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(config.model_dump_json(exclude=set(aside)))
     if config.init is not None and config.init.exists():
-        content["init_sha256"] = digest(config.init)
+        content["weights"] = digest(config.init)
+    if tiles is not None:
+        content["tiles"] = tiles.digest
     return content
 
 
 def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], None]) -> list[Metric]:
-    claim(folder / "folds", config, BESIDE_FOLDS)
     tiles = read_tiles(config)
+    claim(folder / "folds", config, tiles, BESIDE_FOLDS)
     groupings: list[Grouping] = config.groupings
-    if len({record.slide for record in tiles.records if record.slide}) < 2:
+    if "random" in groupings and len({record.slide for record in tiles.records if record.slide}) < 2:
+        log.warning("no slides are left out, as the tiles name fewer than two: data.table can name them")
         groupings = ["random"]
     for grouping in groupings:
         found = cross_validate(config, tiles, folder / "folds", grouping, tell)
@@ -117,38 +128,34 @@ def draw(answers: Answers, temperature: float, classes: list[str], folder: Path)
 def keep(found: OutOfFold, path: Path) -> None:
     def write(file: BinaryIO) -> None:
         assert found.distances is not None  # cross_validate measures them
-        np.savez(file, logits=found.logits, folds=found.folds, distances=found.distances, sha256=hashes(found.tiles))
+        np.savez(file, logits=found.logits, folds=found.folds, distances=found.distances)
 
     checkpoint.write_atomically(path, write)
 
 
 def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
     """What `cv` left, if it was run on these very tiles, with these settings."""
-    if (folder / "folds" / "config.json").exists():
-        claim(folder / "folds", config, BESIDE_FOLDS)
+    if not (folder / "folds" / "config.json").exists():
+        return []
+    claim(folder / "folds", config, tiles, BESIDE_FOLDS)
     answers: list[Answers] = []
-    looks: Looks | None = None
+    appearance: Appearance | None = None
     for grouping in get_args(Grouping):
         path = folder / "folds" / f"{grouping}.npz"
         if not path.exists():
             continue
         with np.load(path) as kept:
-            if not np.array_equal(kept["sha256"], hashes(tiles)):
-                raise BadConfig(f"{path} was made of other tiles than {config.data.folder} holds now: run cv again")
             folds = OutOfFold(grouping, tiles, kept["logits"], kept["folds"], kept["distances"])
-        looks = looks or look_at(tiles.tiles, count_versions(len(tiles.targets)))
-        answers += answers_of_folds(folds, config.data.doubtful, looks)
+        appearance = appearance or measure_appearance(tiles.tiles, count_versions(len(tiles.targets)))
+        answers += answers_of_folds(folds, config.data.doubtful, appearance)
     return answers
 
 
-def hashes(tiles: TileSet) -> NDArray[np.str_]:
-    return np.array([record.sha256 for record in tiles.records])
-
-
-def export_run(config: Fit, folder: Path, target: Path) -> Manifest:
-    tiles = read_tiles(config)
+def export_run(config: Fit, tiles: TileSet, folder: Path, target: Path) -> Manifest:
     net = build(config.model, len(tiles.classes))
     net.load_state_dict(checkpoint.read_weights(folder / "latest.pt"))
+    claim(folder, config, tiles)
+    net = net.to(best_device())
     findings = collect_findings(config, folder, tiles, net)
     card = complete(config.card, tiles.classes)
     return export(net, config.name, card, findings, config.data.tile_mpp, choose_check_tiles(config, tiles), target)
@@ -161,9 +168,9 @@ def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) ->
         sizes = "/".join(str(n) for n in config.course)
         named = zip(("validation", "test"), others, strict=True)
         parts = [judge_part(f"{sizes} per class, the {n} part", train, part, net) for n, part in named]
-        return remember(find(parts, tiles.classes), train, read(net, train.tiles)[1])
+        return remember(find(parts, tiles.classes), train, predict_with_features(net, train.tiles)[1])
     train, held_out = split(tiles, config)
-    features = read(net, train.tiles)[1]
+    features = predict_with_features(net, train.tiles)[1]
     if held_out is not None:
         if (folder / "folds").exists():
             log.warning('the folds in %s are not used: with split = "all" the figures would come from them', folder)
@@ -171,6 +178,8 @@ def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) ->
             find([judge_part(PROTOCOLS[config.split], train, held_out, net)], tiles.classes), train, features
         )
     parts = kept_answers(config, folder, tiles)
+    if not parts:
+        log.warning("nothing was held out: the artefact tells no figures and no sets; run cv, then fit again")
     return remember(find(parts, tiles.classes) if parts else unmeasured(tiles), train, features)
 
 
@@ -199,7 +208,6 @@ def choose_check_tiles(config: Fit, tiles: TileSet) -> NDArray[np.uint8]:
     """The labelled tiles, and all images of the card's own folder, cut to the tile's size in the middle."""
     if config.card.check_tiles is None:
         return tiles.tiles[:: -(-len(tiles.tiles) // MOST_CHECK_TILES)]
-    paths = sorted(path for path in config.card.check_tiles.rglob("*") if path.is_file())
-    px, mpp = config.model.tile_px, config.data.tile_mpp
-    extra = [to_tile(decode(path.read_bytes()), px, mpp, mpp).pixels for path in paths]
-    return np.concatenate([tiles.tiles, np.stack(extra)])
+    mpp = config.data.tile_mpp
+    extra = load_images(unlabelled_images(config.card.check_tiles), config.model.tile_px, mpp, mpp)
+    return np.concatenate([tiles.tiles, extra])

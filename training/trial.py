@@ -6,19 +6,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model import pixels
 from model.artifact import Manifest
-from model.pixels import ImageRefused
 from model.session import Classifier
 from training.data import (
-    NoClasses,
-    UnusableImage,
     class_folders,
-    images_below,
+    load_images,
     load_tiles,
     number_labels,
     scan,
     tell_skipped,
+    unlabelled_images,
 )
 
 Pixels = NDArray[np.uint8]
@@ -50,7 +47,7 @@ def read_trial(
     m = classifier.manifest
     labelled = table is not None or bool(class_folders(folder))
     if labelled:
-        found = scan(folder, table, m.class_names)
+        found = scan(folder, table, m.class_names, needs_all=False)
         tell_skipped(found)
         records = found.records
         tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
@@ -67,18 +64,9 @@ def read_trial(
 
 
 def load_unlabelled(folder: Path, m: Manifest, image_mpp: float | None, most: int, seed: int) -> Pixels:
-    paths = images_below(folder)
-    if not paths:
-        raise NoClasses(f"{folder} holds no images")
+    paths = unlabelled_images(folder)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(paths))[:most])
-    tiles = np.empty((len(chosen), m.tile_px, m.tile_px, 3), np.uint8)
-    for tile, i in zip(tiles, chosen, strict=True):
-        try:
-            picture = pixels.decode(paths[i].read_bytes())
-            tile[:] = pixels.to_tile(picture, m.tile_px, m.tile_mpp, image_mpp).pixels
-        except (ImageRefused, OSError) as error:
-            raise UnusableImage(f"{paths[i]}: {error}") from error
-    return tiles
+    return load_images([paths[i] for i in chosen], m.tile_px, m.tile_mpp, image_mpp)
 
 
 def choose_evenly(classes: Indices, per_class: int, seed: int = 0) -> Indices:

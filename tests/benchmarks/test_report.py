@@ -4,6 +4,7 @@ from PIL import Image
 from benchmarks import report
 from benchmarks.comparison import Sample
 from benchmarks.report import best_peer, ceiling_per_s, share_of_ceiling, speed, spread, table, write
+from benchmarks.soak import Soak
 
 CONNECTIONS = [1, 8, 32, 100]
 SPEEDS = {"tissue": 225.0, "tissue_int8": 300.0, "fastapi_def": 150.0, "mosec": 160.0}
@@ -92,7 +93,7 @@ def test_a_table_is_markdown():
 
 
 def test_aims_are_judged_by_the_figures(samples):
-    soak = {"requests": [0, 50_000, 100_000], "rss_mib": [180.0, 200.0, 203.5], "errors": 0, "peak_rss_mib": 204.0}
+    soak = Soak(requests=[0, 50_000, 100_000], rss_mib=[180.0, 200.0, 203.5], errors=0, peak_rss_mib=204.0)
     rows = report.table_of_targets(samples, soak).splitlines()
     found = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:4]] for row in rows}
     assert found["share of the ceiling at 8, at least 0.90"] == ["0.90", "yes"]

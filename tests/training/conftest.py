@@ -22,7 +22,7 @@ def tile_folder(tmp_path_factory) -> Path:
 def small_fit(tile_folder) -> Fit:
     return Fit(
         name="small",
-        data=Labelled(folder=tile_folder, classes=["Tumor", "Stroma", "Lympho"]),
+        data=Labelled(folder=tile_folder, classes=["Tumor", "Stroma", "Lympho"], tile_mpp=0.495),
         model=ViTConfig(width=32, layers=2, heads=2, pool="both", early_share=0.5),
         augment=Augmentation(blur=0, low_resolution=0, jpeg=0),
         optimisation=Optimisation(steps=4, batch=8, token_drop=0.5, validate_every=4, checkpoint_every=4),
@@ -34,7 +34,7 @@ def small_fit(tile_folder) -> Fit:
 def contest_config(tile_folder, tmp_path) -> Compare:
     """A ViT, a ResNet, and a ViT whose weights aren't there yet."""
     (tmp_path / "shared.toml").write_text(
-        f'name = "x"\n[data]\nfolder = "{tile_folder}"\nclasses = ["Tumor", "Stroma", "Lympho"]\n'
+        f'name = "x"\n[data]\nfolder = "{tile_folder}"\ntile_mpp = 0.495\nclasses = ["Tumor", "Stroma", "Lympho"]\n'
         "[augment]\njpeg = 0.0\nblur = 0.0\nlow_resolution = 0.0\n"
         "[optimisation]\nsteps = 2\nbatch = 8\ntoken_drop = 0.5\nvalidate_every = 2\ncheckpoint_every = 2\n"
     )

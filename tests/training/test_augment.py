@@ -3,6 +3,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from model.graph import to_images
 from training.augment import (
     Augmentation,
     augment,
@@ -16,7 +17,6 @@ from training.augment import (
     mean_density,
     move,
     restain,
-    to_float,
 )
 
 NOTHING = Augmentation(
@@ -30,7 +30,7 @@ def make_tiles(n=4, s=30):
 
 def test_nothing_asked_for_leaves_every_pixel():
     tiles = make_tiles()
-    torch.testing.assert_close(augment(tiles, NOTHING), to_float(tiles), atol=1e-5, rtol=0)
+    torch.testing.assert_close(augment(tiles, NOTHING), to_images(tiles), atol=1e-5, rtol=0)
 
 
 def test_everything_asked_for_stays_an_image():
@@ -55,7 +55,7 @@ def test_flips_are_the_eight_symmetries_and_move_no_pixel_off_its_centre():
     torch.manual_seed(0)
     tile = make_tiles(1)
     expected = [np.rot90(t, k) for k in range(4) for t in (tile[0].numpy(), tile[0].numpy()[::-1])]
-    images = move(to_float(tile.expand(200, -1, -1, -1)), (1.0, 1.0), flips=True)
+    images = move(to_images(tile.expand(200, -1, -1, -1)), (1.0, 1.0), flips=True)
     found = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     seen = {next(i for i, e in enumerate(expected) if np.array_equal(image, e)) for image in found}
     assert seen == set(range(8))
@@ -77,7 +77,7 @@ def test_a_crop_never_leaves_the_tile():
 
 def test_stain_jitter_changes_colour_and_keeps_white_white_and_structure():
     torch.manual_seed(0)
-    images = to_float(make_tiles(50))
+    images = to_images(make_tiles(50))
     jittered = restain(images, 0.2, 0.0)
     assert (jittered - images).abs().mean() > 0.01
     correlations = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(images, jittered, strict=True)]
@@ -87,7 +87,7 @@ def test_stain_jitter_changes_colour_and_keeps_white_white_and_structure():
 
 
 def test_blur_keeps_the_mean_and_takes_the_detail():
-    images = to_float(make_tiles())
+    images = to_images(make_tiles())
     blurred = gaussian_blur(images, torch.full((4, 1), 1.5))
     torch.testing.assert_close(blurred.mean((2, 3)), images.mean((2, 3)), atol=0.02, rtol=0)
     assert (blurred.var() < 0.2 * images.var()).item()
@@ -156,4 +156,4 @@ def test_only_the_share_asked_for_is_dyed_and_nothing_without_looks():
     assert 0.25 < (dyed != images).flatten(1).any(dim=1).float().mean() < 0.35
     tiles = make_tiles()
     without = NOTHING.model_copy(update={"other_look": 1.0})
-    torch.testing.assert_close(augment(tiles, without, own[:4]), to_float(tiles), atol=1e-5, rtol=0)
+    torch.testing.assert_close(augment(tiles, without, own[:4]), to_images(tiles), atol=1e-5, rtol=0)

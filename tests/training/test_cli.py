@@ -18,7 +18,7 @@ def tissue_train():
 def config(tile_folder, tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(
-        f'name = "x"\n[data]\nfolder = "{tile_folder}"\nclasses = ["Tumor", "Lympho"]\n'
+        f'name = "x"\n[data]\nfolder = "{tile_folder}"\ntile_mpp = 0.495\nclasses = ["Tumor", "Lympho"]\n'
         "[model]\nwidth = 32\nlayers = 1\nheads = 2\n"
         "[optimisation]\nsteps = 2\nbatch = 8\nvalidate_every = 2\ncheckpoint_every = 2\n[card]\nint8 = false\n"
     )

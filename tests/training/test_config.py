@@ -1,16 +1,17 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.convnets import ConvMixerConfig, ResNetConfig
 from model.msht import MSHTConfig
 from model.vit import ViTConfig
-from training.config import BadConfig, Distil, Fit, Optimisation, Pretrain, read_config
+from training.config import BadConfig, Compare, Distil, Fit, Optimisation, Pretrain, read_config
 from training.data import read_table
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "default.toml"
-MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\n'
+MINIMAL = 'name = "x"\n[data]\nfolder = "tiles"\ntile_mpp = 0.495\n'
 
 
 @pytest.fixture
@@ -101,6 +102,38 @@ def test_keys_inside_lists_are_checked_as_well(write):
     text = 'name = "x"\n[[sources]]\nkind = "classes"\nfolder = "a"\nshaer = 1.0\n'
     with pytest.raises(BadConfig, match=r"unknown key 'shaer'; the nearest known one is 'share'"):
         read_config(write(text), [], Pretrain)
+
+
+@pytest.mark.parametrize("data", ["", "generate = 4\n", "image_mpp = 0.25\n", "tile_mpp = 0.7\n"])
+def test_the_scale_of_images_is_stated_or_they_are_drawn(write, data):
+    path = write(f'name = "x"\n[data]\nfolder = "tiles"\n{data}')
+    if data:
+        assert read_config(path, [], Fit).data.tile_mpp == (0.7 if "tile_mpp" in data else 0.495)
+    else:
+        with pytest.raises(
+            BadConfig, match=r"^\S+: data the scale of the images is not stated: set image_mpp, .* \(150\)$"
+        ):
+            read_config(path, [], Fit)
+
+
+def test_only_layers_that_come_from_somewhere_are_frozen(write):
+    with pytest.raises(BadConfig, match="without init they come at random"):
+        read_config(write(MINIMAL), ['optimisation.frozen=["blocks."]'], Fit)
+    assert read_config(write(MINIMAL), ['optimisation.frozen=["blocks."]', "init=a.pt"], Fit).optimisation.frozen
+    with pytest.raises(BadConfig, match="without init they come at random"):
+        read_config(SHIPPED.with_name("pretrain.toml"), ["init="], Pretrain)
+
+
+@pytest.mark.parametrize("key", ["crop=[0.5, 1.0]", "flips=false", "mixup=0.1", "cutmix=0.1"])
+def test_pretraining_takes_no_augmentation_that_it_would_not_do(key):
+    with pytest.raises(BadConfig, match=rf"take \['{key.partition('=')[0]}'\] out of \[augment\]"):
+        read_config(SHIPPED.with_name("pretrain.toml"), [f"augment.{key}"], Pretrain)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_config_is_one(path):
+    kinds: dict[str, Any] = {"pretrain": Pretrain, "compare": Compare}
+    assert read_config(path, [], kinds.get(path.stem, Fit)).name == path.stem
 
 
 def test_broken_toml_is_named(write):

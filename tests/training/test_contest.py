@@ -6,6 +6,7 @@ import pytest
 from training.config import BadConfig, Compare, Fit, read_config
 from training.contest import Ledger, choose_finalists, enter, run_folds
 from training.fit import make_folds, read_tiles
+from training.run import BESIDE_FOLDS, claim
 
 
 @pytest.fixture
@@ -16,6 +17,11 @@ def entrants(contest_config, tmp_path):
 @pytest.fixture
 def tiles(entrants):
     return read_tiles(entrants[0].config)
+
+
+@pytest.fixture
+def fold(entrants, tiles):
+    return make_folds(tiles, entrants[0].config, "random", 1)[0]
 
 
 @pytest.fixture
@@ -31,19 +37,27 @@ def test_networks_share_all_settings_but_their_own(contest_config, entrants):
     assert (resnet.optimisation.steps, resnet.optimisation.token_drop, resnet.optimisation.batch) == (1, 0, 8)
 
 
-def test_what_was_answered_is_read_back(ledger, entrants, tiles, tmp_path):
+def test_what_was_answered_is_read_back(ledger, entrants, tiles, fold, tmp_path):
     logits = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
-    ledger.add(entrants[0], "random-0-0", logits)
-    ledger.add(entrants[1], "random-0-0", -logits)
+    ledger.add(entrants[0], fold, logits)
+    ledger.add(entrants[1], fold, -logits)
     again = Ledger.read(tmp_path / "page.jsonl", entrants, tiles).answers
-    assert again.keys() == ledger.answers.keys() == {("small ViT", "random-0-0"), ("ResNet", "random-0-0")}
-    np.testing.assert_array_equal(again["ResNet", "random-0-0"], ledger.answers["ResNet", "random-0-0"])
-    np.testing.assert_allclose(again["small ViT", "random-0-0"], logits, atol=5e-4)
+    vit, resnet = (ledger.place(entrant, fold) for entrant in entrants[:2])
+    assert again.keys() == ledger.answers.keys() == {vit, resnet}
+    np.testing.assert_array_equal(again[resnet], ledger.answers[resnet])
+    np.testing.assert_allclose(again[vit], logits, atol=5e-4)
     assert Ledger.read(tmp_path / "page.jsonl", entrants[2:], tiles).answers == {}
 
 
-def test_answers_of_other_networks_or_tiles_are_not_mixed_in(ledger, entrants, tiles, tmp_path):
-    ledger.add(entrants[0], "random-0-0", np.zeros((3, 3), np.float32))
+def test_answers_of_a_fold_that_is_drawn_otherwise_now_are_not_taken_for_its_own(ledger, entrants, fold):
+    ledger.add(entrants[0], fold, np.zeros((len(fold.fold.held_out), 3), np.float32))
+    assert ledger.place(entrants[0], fold) in ledger.answers
+    redrawn = fold._replace(fold=fold.fold._replace(held_out=fold.fold.held_out[1:]))
+    assert redrawn.name == fold.name and ledger.place(entrants[0], redrawn) not in ledger.answers
+
+
+def test_answers_of_other_networks_or_tiles_are_not_mixed_in(ledger, entrants, tiles, fold, tmp_path):
+    ledger.add(entrants[0], fold, np.zeros((3, 3), np.float32))
     longer = entrants[0].config.optimisation.model_copy(update={"steps": 3})
     changed = dataclasses.replace(entrants[0], config=entrants[0].config.model_copy(update={"optimisation": longer}))
     with pytest.raises(BadConfig, match=r"page.jsonl holds answers of small ViT with other settings; give it"):
@@ -52,12 +66,15 @@ def test_answers_of_other_networks_or_tiles_are_not_mixed_in(ledger, entrants, t
         Ledger.read(tmp_path / "page.jsonl", entrants, tiles.subset(np.arange(10)))
 
 
-def test_answers_stay_when_the_weights_they_began_from_are_gone_and_not_when_they_are_others(entrants, tiles, tmp_path):
+def test_answers_stay_when_the_weights_they_began_from_are_gone_and_not_when_they_are_others(
+    entrants, tiles, fold, tmp_path
+):
     weights, path = tmp_path / "later.pt", tmp_path / "page.jsonl"
     weights.write_bytes(b"these")
-    Ledger.read(path, entrants, tiles).add(entrants[2], "random-0-0", np.zeros((3, 3), np.float32))
+    ledger = Ledger.read(path, entrants, tiles)
+    ledger.add(entrants[2], fold, np.zeros((3, 3), np.float32))
     weights.unlink()
-    assert ("ViT from elsewhere", "random-0-0") in Ledger.read(path, entrants, tiles).answers
+    assert ledger.place(entrants[2], fold) in Ledger.read(path, entrants, tiles).answers
     weights.write_bytes(b"those")
     with pytest.raises(BadConfig, match="ViT from elsewhere with other weights"):
         Ledger.read(path, entrants, tiles)
@@ -65,10 +82,16 @@ def test_answers_stay_when_the_weights_they_began_from_are_gone_and_not_when_the
 
 def test_a_fold_that_was_begun_from_other_weights_is_not_continued(contest_config, entrants, ledger, tmp_path):
     (tmp_path / "later.pt").write_bytes(b"these")
-    entrants[2].folder.mkdir(parents=True)
-    (entrants[2].folder / "config.json").write_text('{"init_sha256": "of those"}')
-    with pytest.raises(BadConfig, match=r"holds a run with other \['augment', .*'init_sha256'"):
+    claim(entrants[2].folder / "folds", entrants[2].config, ledger.tiles, BESIDE_FOLDS)
+    (tmp_path / "later.pt").write_bytes(b"those")
+    with pytest.raises(BadConfig, match=r"weights changed since .*folds was begun"):
         run_folds(contest_config, entrants[2:], ledger, print)
+
+
+def test_a_fold_of_other_tiles_is_not_continued(contest_config, entrants, ledger, tiles):
+    claim(entrants[0].folder / "folds", entrants[0].config, tiles.subset(np.arange(1, 30)), BESIDE_FOLDS)
+    with pytest.raises(BadConfig, match="tiles changed since"):
+        run_folds(contest_config, entrants[:1], ledger, print)
 
 
 def test_the_best_by_one_round_are_the_finalists(contest_config, entrants, ledger, tiles):
@@ -76,7 +99,7 @@ def test_the_best_by_one_round_are_the_finalists(contest_config, entrants, ledge
     truth = np.eye(3, dtype=np.float32)[tiles.targets]
     for entrant, answers in zip(entrants[:2], (truth[:, ::-1], truth), strict=True):
         for one in make_folds(tiles, entrant.config, "random", 1):
-            ledger.add(entrant, one.name, answers[one.fold.held_out])
+            ledger.add(entrant, one, answers[one.fold.held_out])
     assert choose_finalists(contest_config, entrants[:2], ledger) == [entrants[1]]
     found = ledger.collect(entrants[1], "random", 1)
     assert found is not None and (found.logits[0].argmax(1) == tiles.targets).all()

@@ -6,7 +6,7 @@ from model.convnets import ResNetConfig
 from training import checkpoint
 from training.config import Distil, Fit
 from training.distil import distillation_loss
-from training.fit import cross_validate, fit_tiles, predict, read_tiles
+from training.fit import cross_validate, fit_tiles, predict, read_tiles, train_teacher
 
 TEACHER = ResNetConfig(widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1))
 SOFT = Distil(teacher=TEACHER, temperature=2.0)
@@ -48,6 +48,12 @@ def test_a_teacher_is_trained_first_and_what_it_says_changes_the_student(config,
     deaf = config.model_copy(update={"distil": SOFT.model_copy(update={"weight": 0.0})})
     same = fit_tiles(deaf, tiles, tmp_path / "deaf", None)
     np.testing.assert_array_equal(predict(same, tiles.tiles), predict(alone, tiles.tiles))
+
+
+def test_a_teacher_learns_all_of_its_layers(config, tiles, tmp_path):
+    how = config.optimisation.model_copy(update={"frozen": ["early_head"]})  # a layer of the student's
+    student = config.model_copy(update={"optimisation": how, "init": tmp_path / "x.pt"})
+    assert train_teacher(student, tiles, tmp_path, "") is not None
 
 
 def test_in_folds_the_teacher_sees_what_the_student_sees_and_is_thrown_away(config, tiles, tmp_path, monkeypatch):

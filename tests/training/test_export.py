@@ -12,7 +12,7 @@ from training import export as exporting
 from training.config import Card
 from training.export import ParityFailed, check_parity, export, write_graphs
 from training.findings import remember, unmeasured
-from training.fit import read, read_tiles
+from training.fit import predict_with_features, read_tiles
 from training.run import complete
 
 SMALL = ViTConfig(width=32, layers=2, heads=2, pool="both", early_share=0.5)
@@ -33,7 +33,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def findings(vit, tiles):
-    return remember(unmeasured(tiles), tiles, read(vit, tiles.tiles)[1])
+    return remember(unmeasured(tiles), tiles, predict_with_features(vit, tiles.tiles)[1])
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,6 @@
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -82,9 +85,7 @@ def test_by_slide_the_slides_are_drawn_again_and_unknown_ones_left_out(tiles):
 
 
 def test_figures_without_the_doubtful_tiles_stand_beside_those_with(tiles):
-    records = [
-        type(r)(r.path, r.label, r.slide, r.sha256, "blurred" if i % 3 else None) for i, r in enumerate(tiles.records)
-    ]
+    records = [replace(r, quality="blurred" if i % 3 else None) for i, r in enumerate(tiles.records)]
     marked = TileSet(tiles.tiles, tiles.targets, records, tiles.classes)
     folds = np.arange(30)[None] % 5
     out = OutOfFold("random", marked, overconfident_logits(tiles.targets, np.random.default_rng(1)), folds, far(folds))
@@ -126,15 +127,41 @@ def test_coverage_is_measured_where_the_tiles_suffice(tiles):
     assert {f"coverage of the sets at nominal 0.9, {name}" for name in tiles.classes} <= set(names)
 
 
-def test_shipped_thresholds_are_tried_on_slides_that_no_network_saw(tiles):
+def slide_answers(tiles, doubtful=()):
     slides = sorted({record.slide for record in tiles.records})
     fold_of = np.array([[slides.index(record.slide) for record in tiles.records]])
-    out = OutOfFold(
-        "slide", tiles, overconfident_logits(tiles.targets, np.random.default_rng(1)), fold_of, far(fold_of)
-    )
-    findings = find([fold_answers(tiles), *answers_of_folds(out, [])], tiles.classes)
-    (shipped,) = [metric for metric in findings.metrics if "the shipped thresholds" in metric.protocol]
-    assert shipped.n == len(slides) and shipped.protocol.startswith("leave one of")
+    logits = overconfident_logits(tiles.targets, np.random.default_rng(1))
+    return answers_of_folds(OutOfFold("slide", tiles, logits, fold_of, far(fold_of)), doubtful)
+
+
+def shipped_on(findings):
+    """Which part what is shipped was tried on, and which it was fitted on."""
+    found = [re.fullmatch("(.*); the shipped (thresholds|limits), of (.*)", m.protocol) for m in findings.metrics]
+    return {(match[1], match[2], match[3]) for match in found if match}
+
+
+def test_what_is_shipped_is_tried_on_slides_that_no_network_saw(tiles):
+    findings = find([fold_answers(tiles), *slide_answers(tiles)], tiles.classes)
+    tried, fitted = "leave one of 10 slides out, all tiles of known slide", "3 x 5 random folds, all tiles"
+    assert shipped_on(findings) == {(tried, kind, fitted) for kind in ("thresholds", "limits")}
+    (coverage,) = [metric for metric in findings.metrics if "the shipped thresholds" in metric.protocol]
+    assert coverage.n == 10
+
+
+def test_what_is_shipped_is_not_tried_on_what_it_was_fitted_on(tiles):
+    records = [replace(r, quality="blurred" if i % 3 else None) for i, r in enumerate(tiles.records)]
+    parts = slide_answers(replace(tiles, records=records), ["blurred"])
+    assert len(parts) == 2 and shipped_on(find(parts, tiles.classes)) == set()
+
+
+def test_what_is_fitted_on_one_part_is_tried_on_the_other(tiles):
+    rng = np.random.default_rng(0)
+    parts = [
+        answers_of_held_out(tiles, tiles, overconfident_logits(tiles.targets, rng)[0], far(np.zeros(30)), name)
+        for name in ("validation", "test")
+    ]
+    tried = {("test", kind, "validation") for kind in ("thresholds", "limits")}
+    assert shipped_on(find(parts, tiles.classes)) == tried
 
 
 def test_a_network_that_nobody_tested_says_so(tiles):

@@ -4,6 +4,7 @@ import pytest
 from training.floors import (
     KIND_OF_CODE,
     colour_histogram_features,
+    floor_features,
     floor_predictions,
     mean_colour_features,
     nearest_mean,
@@ -77,7 +78,7 @@ def test_each_floor_learns_what_it_can_see():
     kinds = [(RED, "noise"), (RED, "stripes"), (BLUE, "noise")]
     tiles, targets = paint_set(kinds, 60, seed=1)
     test_tiles, test_targets = paint_set(kinds, 30, seed=2)
-    found = floor_predictions(tiles, targets, test_tiles, 3)
+    found = floor_predictions(floor_features(tiles), targets, floor_features(test_tiles), 3)
     right = {name: p.argmax(axis=1) == test_targets for name, p in found.items()}
     assert list(right) == ["mean colour, nearest mean", "colour histogram, SVM", "histogram and patterns, SVM"]
     for name, hits in right.items():
@@ -108,5 +109,6 @@ def test_the_nearest_mean_is_surer_the_nearer():
 
 def test_tiles_that_are_all_alike_are_no_error():
     tiles = np.full((8, 20, 20, 3), 128, dtype=np.uint8)
-    for p in floor_predictions(tiles, np.arange(8) % 2, tiles, 2).values():
+    features = floor_features(tiles)
+    for p in floor_predictions(features, np.arange(8) % 2, features, 2).values():
         assert p.sum(axis=1) == pytest.approx(np.ones(8))

@@ -11,9 +11,9 @@ from training.gate import (
     fit_gate,
     learn_cloud,
     learn_palette,
-    look_at,
+    measure_appearance,
     measure_foreign,
-    restain,
+    restained_copies,
     share_ok,
     signs_of_folds,
     signs_without_network,
@@ -27,8 +27,8 @@ def tiles(small_fit):
 
 
 @pytest.fixture(scope="module")
-def looks(tiles):
-    return look_at(tiles, 3)
+def appearance(tiles):
+    return measure_appearance(tiles, 3)
 
 
 def random_signs(n, rng):
@@ -38,10 +38,10 @@ def random_signs(n, rng):
 
 
 def test_copies_are_of_other_stains_and_the_same_every_time(tiles):
-    first, *copies = restain(tiles[:4], 3)
+    first, *copies = restained_copies(tiles[:4], 3)
     np.testing.assert_array_equal(first, tiles[:4])
     assert len(copies) == 2 and not np.array_equal(copies[0], copies[1])
-    for copy, again in zip(copies, list(restain(tiles[:4], 3))[1:], strict=True):
+    for copy, again in zip(copies, list(restained_copies(tiles[:4], 3))[1:], strict=True):
         np.testing.assert_array_equal(copy, again)
 
 
@@ -49,20 +49,20 @@ def test_many_tiles_get_fewer_copies():
     assert count_versions(100) > count_versions(1000) > count_versions(100_000) == 2
 
 
-def test_a_palette_holds_what_is_common(looks, tiles):
-    palette = learn_palette(looks.colours)
+def test_a_palette_holds_what_is_common(appearance, tiles):
+    palette = learn_palette(appearance.colours)
     assert 20 < palette.sum() < PALETTE_SIZE / 2
-    assert measure_foreign(looks.colours[0], palette).mean() < 0.01
+    assert measure_foreign(appearance.colours[0], palette).mean() < 0.01
     green = np.zeros((1, PALETTE_SIZE), np.uint16)
     green[0, 0x0F0] = 100
     assert measure_foreign(green, palette) == 1
 
 
-def test_each_tile_is_held_against_the_palette_of_other_folds(looks):
-    colours = looks.colours.copy()
+def test_each_tile_is_held_against_the_palette_of_other_folds(appearance):
+    colours = appearance.colours.copy()
     colours[:, 0] = 0
     colours[:, 0, 0x0F0] = 5000  # one tile is green, and knows itself only
-    odd = type(looks)(colours, looks.brightness, looks.qualities)
+    odd = type(appearance)(colours, appearance.brightness, appearance.qualities)
     folds = np.arange(30)[None] % 5
     signs = signs_of_folds(odd, folds, None)
     assert signs.foreign_share[0, 0] == 1 and signs.qualities[0].foreign_share == 1
@@ -98,10 +98,10 @@ def test_new_tiles_are_judged_by_limits_that_did_not_see_them():
     assert not ok[7] and 0.9 < ok.mean() < 1
 
 
-def test_without_a_network_the_picture_alone_is_judged(looks, tiles):
-    gate = fit_gate(signs_without_network(looks), None, "no network")
+def test_without_a_network_the_picture_alone_is_judged(appearance, tiles):
+    gate = fit_gate(signs_without_network(appearance), None, "no network")
     assert gate.max_distance is None and gate.max_foreign_share is not None
     photo = np.random.default_rng(0).integers(0, 256, (150, 150, 3)).astype(np.uint8)
-    palette = learn_palette(looks.colours)
+    palette = learn_palette(appearance.colours)
     found = Signs([measure_quality(photo, palette)], np.zeros((1, 1)), np.zeros((1, 1)), None)
     assert verdicts(found, None, gate) == ["out_of_scope"]

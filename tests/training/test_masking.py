@@ -80,7 +80,7 @@ def test_guesses_get_better_than_knowing_the_means_alone():
     losses = []
     for _ in range(60):
         kept = keep_some_patches(len(TILES), 100, 0.5, torch.device("cpu"))
-        patches = model.norm(model(images, kept=kept).tokens[-1])[:, 1:]
+        patches = model.norm(model(images, visible=kept).tokens[-1])[:, 1:]
         loss = masked_loss(guesser, patches, kept, TILES)
         optimiser.zero_grad()
         loss.backward()

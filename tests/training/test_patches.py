@@ -29,7 +29,6 @@ def config(tmp_path_factory) -> Pretrain:
         writer.writerows(rows)
     return Pretrain(
         name="glands",
-        tile_px=60,
         tile_mpp=0.5,
         sources=[Source(kind="masks", folder=root, table="fields.csv", mpp=0.5, share=1, held_out=0.25)],
         model=ViTConfig(tile_px=60, width=24, layers=1, heads=3),

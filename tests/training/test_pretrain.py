@@ -1,4 +1,5 @@
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,24 @@ from model.network import build
 from model.vit import ViTConfig
 from training import checkpoint
 from training.config import BadConfig, Masked, Optimisation, Pretrain, Rule, Source
-from training.pretrain import NO_LABEL, Cutter, Field, Pretrained, obeys, open_sources, pretrain, read_source, symmetry
+from training.data import BadTable, UnusableImage
+from training.pretrain import (
+    NO_LABEL,
+    Cutter,
+    Field,
+    Pretrained,
+    obeys,
+    open_sources,
+    pretrain,
+    read_points,
+    read_source,
+    symmetry,
+)
 from training.train import optimise
 
 GRID, TILE_PX = 4, 60
 MODEL = ViTConfig(tile_px=TILE_PX, width=24, layers=2, heads=3, pool="both")
+HOW = Optimisation(steps=3, batch=6, token_drop=0.5, validate_every=3, checkpoint_every=3)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +75,8 @@ def make_config(folders: Path, **changes) -> Pretrain:
         Rule(label="Round", kind="points", at_least={"round": 3}, absent=["long"]),
         Rule(label="Gland", kind="masks", at_least={"malignant": 0.6}),
     ]
-    how = Optimisation(steps=3, batch=6, token_drop=0.5, validate_every=3, checkpoint_every=3)
     settings = {
-        "optimisation": how,
-        "tile_px": TILE_PX,
+        "optimisation": HOW,
         "tile_mpp": 0.5,
         "classes": ["Round", "Gland"],
         "rules": rules,
@@ -148,15 +160,65 @@ def test_no_patient_is_learnt_and_held_out_at_once(folders):
     assert len(collection.fields) == 6 and len(collection.held_out) == 4  # two of five patients, two fields each
 
 
-def test_near_duplicates_stay_on_one_side(folders, tmp_path):
-    (folders / "coarse" / "pairs.csv").write_text(
-        "a,b\n" + "".join(f"coarse/dark/{n}.png,coarse/dark/{n + 1}.png\n" for n in range(9))
+def test_nuclei_of_one_patient_stay_together_where_the_table_names_them(folders, tmp_path):
+    shutil.copytree(folders / "nuclei", tmp_path / "nuclei")
+    table = tmp_path / "nuclei" / "points.csv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text(
+        "\n".join([f"{head},patient", *(f"{row},{'first' if row[0] < '5' else 'second'}" for row in rows)])
     )
-    source = Source(kind="classes", folder=folders / "coarse", table="pairs.csv", share=1, held_out=0.5)
-    collection = read_source(source)
-    (folders / "coarse" / "pairs.csv").unlink()
-    dark_learnt = sum(field.label == 0 for field in collection.fields)
+    source = Source(kind="points", folder=tmp_path / "nuclei", table="points.csv", mpp=0.5, share=1, held_out=0.5)
+    assert [patient for patient, _ in read_points(source)[1]] == ["first"] * 5 + ["second"] * 5
+    assert len(read_source(source).fields) == len(read_source(source).held_out) == 5
+
+
+def test_how_smooth_labels_are_is_the_configs_choice(folders, tmp_path):
+    first, second = (
+        run(make_config(folders, optimisation=smooth), tmp_path / str(n)).state_dict()["heads.coarse.weight"]
+        for n, smooth in enumerate(HOW.model_copy(update={"label_smoothing": share}) for share in (0.0, 0.5))
+    )
+    assert not torch.equal(first, second)
+
+
+@pytest.fixture
+def paired(folders):
+    """Coarse fields with a table of near duplicates, still to be written."""
+    table = folders / "coarse" / "pairs.csv"
+    yield table, Source(kind="classes", folder=folders / "coarse", table="pairs.csv", share=1, held_out=0.5)
+    table.unlink()
+
+
+@pytest.mark.parametrize("seen_from", ["coarse/dark/", "dark/", "dark\\"])
+def test_near_duplicates_stay_on_one_side(paired, seen_from):
+    table, source = paired
+    table.write_text("a,b\n" + "".join(f"{seen_from}{n}.png,{seen_from}{n + 1}.png\n" for n in range(9)))
+    dark_learnt = sum(field.label == 0 for field in read_source(source).fields)
     assert dark_learnt in (0, 10)  # a chain of pairs is one group
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("a,b\n0.png,1.png\n", r"names no file that is there; the first is 0\.png"), ("a\n0.png\n", "has no column b")],
+)
+def test_a_table_that_would_not_be_obeyed_is_refused(paired, text, complaint):
+    table, source = paired
+    table.write_text(text)
+    with pytest.raises(BadTable, match=complaint):
+        read_source(source)
+
+
+def test_images_are_found_and_read_as_those_to_be_classified_are(tmp_path):
+    see_through = np.zeros((40, 40, 4), np.uint8)
+    for place in ("a/1.png", "b/1.png", "a/.thumbs/1.png", ".cache/1.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(see_through).save(tmp_path / place)
+    (tmp_path / "a" / "notes.txt").write_text("of no image")
+    collection = read_source(Source(kind="classes", folder=tmp_path, share=1, held_out=0))
+    assert collection.names == ["a", "b"] and [field.label for field in collection.fields] == [0, 1]
+    assert all((field.pixels == 255).all() for field in collection.fields)  # glass, as it is when it is served
+    (tmp_path / "b" / "2.png").write_text("no image")
+    with pytest.raises(UnusableImage, match=r"2\.png: This is no image"):
+        read_source(collection.source)
 
 
 def test_it_runs_and_leaves_a_trunk_that_fit_can_start_from(folders, tmp_path):

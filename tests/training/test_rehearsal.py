@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from training.config import BadConfig, Fit, Labelled, Rehearse
+from training.config import BadConfig, Fit, Labelled, Pretrain, Rehearse, read_config
 from training.fit import fit_tiles, predict, read_tiles
+from training.pretrain import read_source
 from training.rehearsal import read_rehearsal
 
 CLASSES = ("Dense", "Sparse")
 
 CONFIG = """
 name = "x"
-tile_px = 30
 tile_mpp = 0.5
 classes = ["Sparse", "Dense"]
 
@@ -36,6 +36,9 @@ at_least = {{ nucleus = 5 }}
 label = "Sparse"
 kind = "points"
 at_least = {{ nucleus = 1 }}
+
+[model]
+tile_px = 30
 """
 
 
@@ -78,9 +81,10 @@ def test_every_class_is_drawn_as_often_as_the_other(pretraining):
 
 
 def test_what_is_held_out_is_never_rehearsed(pretraining):
-    learnt = read_rehearsal(Rehearse(pretraining=pretraining, per_class=3), CLASSES, 30)
-    held_out = read_rehearsal(Rehearse(pretraining=pretraining, per_class=3), CLASSES, 30, held_out=True)
-    seen, kept_away = (set(part.tiles[:, 0, 0, 0].tolist()) for part in (learnt, held_out))
+    found = read_rehearsal(Rehearse(pretraining=pretraining, per_class=3), CLASSES, 30)
+    (source,) = read_config(pretraining, [], Pretrain).sources
+    seen = set(found.tiles[:, 0, 0, 0].tolist())
+    kept_away = {int(field.pixels[0, 0, 0]) for field in read_source(source).held_out}
     assert seen and kept_away and not seen & kept_away
 
 
@@ -103,7 +107,7 @@ def test_a_fit_learns_from_the_rehearsed_cuts_too(pretraining, tmp_path, small_f
     how = small_fit.optimisation.model_copy(update={"steps": 30, "batch": 8, "learning_rate": 3e-3})
     config = small_fit.model_copy(
         update={
-            "data": Labelled(folder=tmp_path / "tiles", tile_px=30),
+            "data": Labelled(folder=tmp_path / "tiles", tile_mpp=0.5),
             "model": small_fit.model.__class__(tile_px=30, width=24, layers=1, heads=3),
             "optimisation": how,
             "rehearse": Rehearse(pretraining=pretraining, share=0.75, per_class=20),

@@ -6,19 +6,20 @@ import torch
 
 from model.session import open_classifier
 from training import robustness
+from training.augment import compress
 from training.figures import draw_robustness
 from training.replay import OPERATORS
 from training.robustness import (
     answer_all,
     blur,
     coarsen,
-    compress,
+    join_protocols,
     learn_patch,
     measure,
     name_apart,
     paint,
     paste,
-    restain,
+    scale_stains,
     shuffle,
     write_rows,
 )
@@ -52,11 +53,14 @@ def test_patches_that_are_not_kept_are_painted(tile):
 
 
 def test_stains_change_by_the_factor_and_glass_stays_glass(tile, rng):
-    np.testing.assert_allclose(restain(tile, 0, rng).astype(int), tile, atol=1)
-    stronger, weaker = restain(tile, 0.3, np.random.default_rng(1)), restain(tile, 0.3, np.random.default_rng(2))
+    np.testing.assert_allclose(scale_stains(tile, 0, rng).astype(int), tile, atol=1)
+    stronger, weaker = (
+        scale_stains(tile, 0.3, np.random.default_rng(1)),
+        scale_stains(tile, 0.3, np.random.default_rng(2)),
+    )
     assert not np.allclose(stronger, weaker, atol=5)
     glass = np.full((30, 30, 3), 255, np.uint8)
-    np.testing.assert_array_equal(restain(glass, 0.5, rng), glass)
+    np.testing.assert_array_equal(scale_stains(glass, 0.5, rng), glass)
 
 
 def test_each_series_gets_worse(tile, rng):
@@ -65,7 +69,7 @@ def test_each_series_gets_worse(tile, rng):
 
     for series in (
         [blur(tile, sigma, rng) for sigma in (0.5, 1, 3)],
-        [compress(tile, quality, rng) for quality in (80, 40, 10)],
+        [compress(tile, quality) for quality in (80, 40, 10)],
         [coarsen(tile, factor, rng) for factor in (1.25, 2, 4)],
     ):
         far = [distance(damaged) for damaged in series]
@@ -120,6 +124,11 @@ def test_a_graph_that_cannot_be_replayed_is_tried_on_all_the_rest(tiny_artifact,
     answers = answer_all(classifier, tiny_artifact / "predict.onnx", tile[None], np.zeros(1, np.intp), 0)
     tests = {damage.test for damage, _, _ in answers}
     assert "low resolution" in tests and "misleading patch" not in tests
+
+
+def test_each_artefact_tells_its_own_protocol_where_they_differ():
+    assert join_protocols({"a": "12 of 60 tiles", "b": "12 of 60 tiles"}) == "12 of 60 tiles"
+    assert join_protocols({"a": "12 of 60 tiles", "b": "9 of 60 tiles"}) == "a: 12 of 60 tiles\nb: 9 of 60 tiles"
 
 
 def test_artefacts_of_one_name_are_told_apart(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,8 +8,17 @@ import pytest
 from model.artifact import TissueClass, read_manifest, verify_files
 from model.session import open_classifier
 from training.config import BadConfig, Card
+from training.data import NoClasses, TooFewImages
 from training.fit import read_tiles
-from training.run import BESIDE_FOLDS, claim, complete, cross_validate_and_keep, export_run, fit_and_export
+from training.run import (
+    BESIDE_FOLDS,
+    choose_check_tiles,
+    claim,
+    complete,
+    cross_validate_and_keep,
+    export_run,
+    fit_and_export,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +44,32 @@ def test_figures_name_protocol_and_n_and_stand_beside_the_floors(run):
 
 def test_a_folder_belongs_to_one_config(run, small_fit):
     other = small_fit.model_copy(update={"split": "all"})
-    with pytest.raises(BadConfig, match=r"holds a run with other \['split'\]"):
+    with pytest.raises(BadConfig, match=r"split changed since .*small was begun; .* remove all that is in it$"):
         fit_and_export(other, run[0])
 
 
-def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_fit, tmp_path):
+def test_slides_are_left_out_where_there_are_any_or_it_is_said_that_there_are_none(
+    small_fit, tile_folder, tmp_path, caplog
+):
+    for number, path in enumerate(tile_folder.rglob("*.png")):
+        (tmp_path / "tiles" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "tiles" / path.parent.name / f"{number}.png")
+    data = small_fit.data.model_copy(update={"folder": tmp_path / "tiles"})
+    config = small_fit.model_copy(update={"data": data, "repeats": 1, "folds": 2})
+    with pytest.raises(TooFewImages, match=r"0 of 30 images name 0 slides; .* name them in a table"):
+        cross_validate_and_keep(config.model_copy(update={"groupings": ["slide"]}), tmp_path, print)
+    cross_validate_and_keep(config, tmp_path, print)
+    assert "no slides are left out, as the tiles name fewer than two" in caplog.text
+
+
+def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_fit, tmp_path, caplog):
     config = small_fit.model_copy(update={"split": "all"})
     untested = fit_and_export(config, tmp_path)
+    assert "nothing was held out: the artefact tells no figures" in caplog.text
     assert untested.metrics == [] and untested.calibration.n == 0 and untested.conformal is None
 
     cross_validate_and_keep(config, tmp_path, lambda line: None)
-    manifest = export_run(config, tmp_path, tmp_path / "again")
+    manifest = export_run(config, read_tiles(config), tmp_path, tmp_path / "again")
     protocols = {metric.protocol for metric in manifest.metrics}
     assert "2 x 5 random folds, all tiles" in protocols
     assert any("slides out" in protocol for protocol in protocols)
@@ -60,22 +86,22 @@ def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_
     assert pictures == {"scores.json", "confusion.png", "reliability.png", "risk-coverage.png", "comparison.png"}
 
 
-def test_folds_of_other_settings_are_neither_continued_nor_told_of(small_fit, tmp_path, caplog):
-    folds = tmp_path / "folds"
-    claim(folds, small_fit, BESIDE_FOLDS)
-    np.save(folds / "old.npy", np.zeros(1))
+def test_folds_of_other_settings_are_neither_continued_nor_told_of(small_fit, tmp_path):
+    claim(tmp_path / "folds", small_fit, read_tiles(small_fit), BESIDE_FOLDS)
     fewer = small_fit.optimisation.model_copy(update={"steps": 1})
     other = small_fit.model_copy(update={"optimisation": fewer})
-    with pytest.raises(BadConfig, match=r"folds holds a run with other \['optimisation'\]"):
+    with pytest.raises(BadConfig, match=r"optimisation changed since .*folds was begun"):
         cross_validate_and_keep(other, tmp_path, print)
-    with pytest.raises(BadConfig, match=r"folds holds a run with other \['optimisation'\]"):
+    with pytest.raises(BadConfig, match=r"optimisation changed since .*folds was begun"):
         fit_and_export(other.model_copy(update={"split": "all"}), tmp_path)
 
 
 def test_folds_that_a_run_makes_no_use_of_are_pointed_at(small_fit, tmp_path, caplog):
-    claim(tmp_path / "folds", small_fit.model_copy(update={"split": "all"}), BESIDE_FOLDS)
+    claim(tmp_path / "folds", small_fit, read_tiles(small_fit), BESIDE_FOLDS)
     fit_and_export(small_fit, tmp_path)
     assert 'with split = "all"' in caplog.text
+    with pytest.raises(BadConfig, match=r"split changed .* remove all that is in it but .*folds$"):
+        fit_and_export(small_fit.model_copy(update={"split": "all"}), tmp_path)
 
 
 def test_a_run_belongs_to_the_weights_that_it_starts_from(small_fit, tmp_path):
@@ -84,25 +110,62 @@ def test_a_run_belongs_to_the_weights_that_it_starts_from(small_fit, tmp_path):
     claim(tmp_path / "run", config)
     claim(tmp_path / "run", config)
     config.init.write_bytes(b"those")
-    with pytest.raises(BadConfig, match=r"holds a run with other \['init_sha256'\]"):
+    with pytest.raises(BadConfig, match="weights changed since"):
         claim(tmp_path / "run", config)
+    with pytest.raises(BadConfig, match="init and weights changed since"):
+        claim(tmp_path / "run", small_fit)
 
 
-def test_folds_of_other_tiles_are_refused(small_fit, tmp_path):
-    config = small_fit.model_copy(update={"split": "all"})
-    fit_and_export(config, tmp_path)
-    (tmp_path / "folds").mkdir()
-    np.savez(tmp_path / "folds" / "random.npz", logits=np.zeros((1, 30, 3)), folds=np.zeros((1, 30)), sha256=["x"] * 30)
-    with pytest.raises(BadConfig, match="made of other tiles"):
-        export_run(config, tmp_path, tmp_path / "again")
+@pytest.mark.parametrize("changed", ["pixels", "label", "slide", "near duplicates", "one less"])
+def test_a_run_belongs_to_its_tiles(small_fit, tmp_path, changed):
+    tiles = read_tiles(small_fit)
+    first, *others = tiles.records
+    other = {
+        "pixels": replace(tiles, records=[replace(first, sha256="x"), *others]),
+        "label": replace(tiles, records=[replace(first, label="Lympho"), *others]),
+        "slide": replace(tiles, records=[replace(first, slide=None), *others]),
+        "near duplicates": replace(tiles, near_duplicates=np.arange(30)),
+        "one less": tiles.subset(np.arange(1, 30)),
+    }
+    claim(tmp_path, small_fit, tiles)
+    claim(tmp_path, small_fit, read_tiles(small_fit))
+    with pytest.raises(BadConfig, match=r"^tiles changed since .* was begun; give this run another name"):
+        claim(tmp_path, small_fit, other[changed])
+
+
+def test_neither_a_network_nor_folds_of_other_tiles_are_taken_up(small_fit, tile_folder, tmp_path):
+    shutil.copytree(tile_folder, tmp_path / "tiles")
+    data = small_fit.data.model_copy(update={"folder": tmp_path / "tiles"})
+    config = small_fit.model_copy(update={"data": data, "repeats": 1, "groupings": ["random"]})
+    fit_and_export(config, tmp_path / "run")
+    cross_validate_and_keep(config, tmp_path / "run", print)
+    next((tmp_path / "tiles").rglob("*TUMOR*/*.png")).unlink()
+    for go_on in (
+        lambda: fit_and_export(config, tmp_path / "run"),
+        lambda: export_run(config, read_tiles(config), tmp_path / "run", tmp_path / "again"),
+        lambda: cross_validate_and_keep(config, tmp_path / "run", print),
+    ):
+        with pytest.raises(BadConfig, match="tiles changed since"):
+            go_on()
 
 
 def test_fp16_is_added_on_request_and_keeps_the_answers(run, small_fit, tmp_path):
     config = small_fit.model_copy(update={"card": Card(fp16=True, int8=False)})
-    manifest = export_run(config, run[0], tmp_path / "with16")
+    manifest = export_run(config, read_tiles(config), run[0], tmp_path / "with16")
     assert manifest.precisions() == ["fp32", "fp16"]
     assert manifest.variants["fp16"].mean_probability_change < 1e-3
     assert open_classifier(tmp_path / "with16", device="cpu", precision="fp16").precision == "fp16"
+
+
+def test_checks_go_over_all_images_of_the_cards_folder_and_over_nothing_else(small_fit, tmp_path):
+    config = small_fit.model_copy(update={"card": Card(check_tiles=tmp_path)})
+    tiles = read_tiles(config)
+    with pytest.raises(NoClasses, match="holds no images"):
+        choose_check_tiles(config, tiles)
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    shutil.copy(tiles.records[0].path, tmp_path)
+    np.testing.assert_array_equal(choose_check_tiles(config, tiles), [*tiles.tiles, tiles.tiles[0]])
 
 
 def test_classes_get_names_and_colours_where_nobody_described_them():
