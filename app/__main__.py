@@ -155,13 +155,14 @@ def predict(
     if grid:
         query["mpp"] = read_scale(query["mpp"])
     with complaining(), showing_progress(form, None if grid else len(pictures)) as when_done:
-        card, answers = asyncio.run(
+        card, answers, no_features = asyncio.run(
             _predict(_open(url, api_key, artifact), pictures, query, form, features, grid, when_done)
         )
     print_whole(answers, card, form)
-    failed = [answer for answer in answers if "error" in answer]
-    for answer in failed:
-        complaints.print(f"{name_picture(answer)}: {answer['error']['detail']}")
+    failed = {name_picture(answer): answer["error"]["detail"] for answer in answers if "error" in answer}
+    failed |= {file: f"no features: {why}" for file, why in no_features.items() if file not in failed}
+    for name, reason in failed.items():
+        complaints.print(f"{name}: {reason}")
     if failed:
         fail(f"{len(failed)} of {len(answers)} failed")
 
@@ -247,9 +248,12 @@ def find_pictures(arguments: list[str]) -> list[Path]:
     pictures: list[Path] = []
     for argument in arguments:
         path = Path(argument)
-        found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
-        known = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
-        pictures += known if known and not path.is_file() else [path]
+        try:
+            found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
+            known = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+            pictures += known if known and not path.is_file() else [path]
+        except OSError:  # such as a name that is too long for any file
+            pictures.append(path)
     return pictures
 
 
@@ -296,12 +300,12 @@ async def _predict(
     features: Path | None,
     grid: bool,
     when_done: Callable[[], None],
-) -> tuple["Card", list[Answer]]:
+) -> tuple["Card", list[Answer], dict[str, str]]:
     import numpy as np
 
     from app import client
 
-    answers = []
+    answers, no_features = [], {}
     async with opened as service:
         card = await client.ask_model(service)
         print_one = start_rows(form, card, grid)
@@ -311,12 +315,13 @@ async def _predict(
             print_one(answer)
             when_done()
         if features is not None:
-            rows = await client.ask_features(service, pictures, query["mpp"], card.feature_width)
+            rows, failed = await client.ask_features(service, pictures, query["mpp"], card.feature_width)
+            no_features = {name_picture({"file": file}): why for file, why in failed.items()}
             try:
                 np.save(features, rows)
             except OSError as error:
                 fail(f"{features} can't be written: {error.strerror}")
-    return card, answers
+    return card, answers, no_features
 
 
 async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> bytes:
@@ -365,8 +370,10 @@ def print_whole(answers: list[Answer], card: "Card", form: Form) -> None:
 
 
 def name_picture(answer: Answer) -> str:
+    """Without what a terminal would obey."""
+    file = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(answer["file"]))
     box = answer.get("box")
-    return f"{answer['file']} at {box['x']}, {box['y']}" if box else str(answer["file"])
+    return f"{file} at {box['x']}, {box['y']}" if box else file
 
 
 def print_table(answers: list[Answer]) -> None:

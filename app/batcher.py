@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LONGEST_RETRY_S = 60
-NEWEST_WEIGHT = 0.1  # of the newest call in the running mean of seconds per item
+_NEWEST_WEIGHT = 0.1  # of the newest call in the running mean of seconds per item
 
 
 class QueueFull(RuntimeError):
@@ -238,7 +238,7 @@ class Batcher(Generic[Kind, Item, Result]):
                 self.last_success = finished_at
                 newest = seconds / len(places)
                 mean = self._seconds_per_item or newest
-                self._seconds_per_item = mean + NEWEST_WEIGHT * (newest - mean)
+                self._seconds_per_item = mean + _NEWEST_WEIGHT * (newest - mean)
         self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
 
 

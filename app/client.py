@@ -8,6 +8,7 @@ import io
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ async def ask_grid(
             yield file | _excuse(error)
             continue
         tiles = ((file | {"box": box._asdict()}, data) for box, data in cut(field))
+        notes = [asdict(note) for note in field.notes]
         async for answer in _ask_in_order(client, tiles, query | {"mpp": field.mpp}):
+            if "error" not in answer:
+                answer["warnings"] = notes + [one for one in answer["warnings"] if one not in notes]
             yield answer
 
 
@@ -140,20 +144,30 @@ async def _ask_in_order(
         await asyncio.gather(*under_way, return_exceptions=True)
 
 
-async def ask_features(client: httpx.AsyncClient, pictures: list[Path], mpp: object, width: int) -> NDArray[np.float32]:
-    """A row for each picture, in order; not a number throughout where one can't be answered."""
+async def ask_features(
+    client: httpx.AsyncClient, pictures: list[Path], mpp: object, width: int
+) -> tuple[NDArray[np.float32], dict[str, str]]:
+    """A row for each picture, in order, not a number throughout where there is none; and why there isn't, by file."""
     places = asyncio.Semaphore(IN_FLIGHT)
+    rows, missing = np.full((len(pictures), width), np.nan, np.float32), {}
 
-    async def read(picture: Path) -> NDArray[np.float32]:
+    async def read(n: int, picture: Path) -> None:
         async with places:
             try:
-                data = (await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"})).content
-            except Unanswered:
-                return np.full(width, np.nan, np.float32)
-            row: NDArray[np.float32] = np.load(io.BytesIO(data))
-            return row
+                rows[n] = _read_row(await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"}))
+            except Unanswered as error:
+                missing[str(picture)] = error.problem["detail"]
 
-    return np.stack(await asyncio.gather(*map(read, pictures)))
+    await asyncio.gather(*(read(n, picture) for n, picture in enumerate(pictures)))
+    return rows, missing
+
+
+def _read_row(response: httpx.Response) -> NDArray[np.float32]:
+    try:
+        row: NDArray[np.float32] = np.load(io.BytesIO(response.content))
+    except (ValueError, EOFError, OSError):
+        raise Unanswered(_suspect(response, "what are no features")) from None
+    return row
 
 
 def _excuse(error: Unanswered) -> Answer:

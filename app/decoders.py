@@ -1,33 +1,42 @@
 """Threads beside the model's that read and draw pictures.
 
-What waits for them is counted in time, as what waits for the model is: a crowd of large pictures is told so at once,
-and not when all the work was done in vain.
+Large pictures wait behind each other alone, and what waits is counted in time, as what waits for the model is: a crowd
+of them is told so at once, and not when all the work was done in vain.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from app.batcher import NEWEST_WEIGHT, QueueFull
+from app.batcher import QueueFull
 
 T = TypeVar("T")
+
+LARGE_BYTES = 1 << 17  # from here on a picture may take longer than a model call
+_OLDER_WEIGHT = 0.9  # of all before, when another large picture has been read
 
 
 class Decoders:
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "decode")
-        self._jobs = 0  # that wait or run; this and the next: only the event loop writes
-        self._seconds_per_job = 0.0
+        self._small = ThreadPoolExecutor(threads, "decode")
+        self._large = ThreadPoolExecutor(threads, "decode-large")
+        self._loop = asyncio.get_running_loop()
+        self._pictures = 0  # large ones that wait or are being read; this and what follows: only the event loop writes
+        self._bytes = 0  # in them
+        self._known_bytes = self._known_s = 0.0  # in those of late, and what reading them took
 
-    def check_room(self, patience_s: float) -> None:
-        backlog_s = self._jobs * self._seconds_per_job / self._threads
-        if backlog_s > patience_s:
-            raise QueueFull(f"{self._jobs} pictures", backlog_s)
+    def check_room(self, size: int, patience_s: float) -> None:
+        backlog_s = self._bytes * self._known_s / max(1.0, self._known_bytes) / self._threads
+        if size >= LARGE_BYTES and backlog_s > patience_s:
+            raise QueueFull(f"{self._pictures} large pictures", backlog_s)
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], size: int = 0) -> T:
+        """`size` is that of the picture's file; to draw one takes next to nothing."""
+        if size < LARGE_BYTES:
+            return await self._loop.run_in_executor(self._small, work)
         taken_s: list[float] = []
 
         def do_timed() -> T:
@@ -37,14 +46,22 @@ class Decoders:
             finally:
                 taken_s.append(time.monotonic() - started_at)
 
-        self._jobs += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, do_timed)
-        finally:
-            self._jobs -= 1
-            for newest in taken_s:  # none, if its sender has gone before its turn
-                mean = self._seconds_per_job or newest
-                self._seconds_per_job = mean + NEWEST_WEIGHT * (newest - mean)
+        def settle(future: Future[T]) -> None:
+            self._loop.call_soon_threadsafe(self._note, size, sum(taken_s))
+
+        self._pictures += 1
+        self._bytes += size
+        future = self._large.submit(do_timed)
+        future.add_done_callback(settle)  # also of one whose sender has gone, which keeps its thread until it is read
+        return await asyncio.wrap_future(future)
+
+    def _note(self, size: int, taken_s: float) -> None:
+        self._pictures -= 1
+        self._bytes -= size
+        if taken_s:
+            self._known_bytes = _OLDER_WEIGHT * self._known_bytes + size
+            self._known_s = _OLDER_WEIGHT * self._known_s + taken_s
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._small, self._large):
+            pool.shutdown(cancel_futures=True)

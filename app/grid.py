@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.export import Answer, spread
-from model.pixels import MIN_SIDE_PX, ImageRefused, ImageTooSmall, choose_field, choose_mpp, decode
+from model.pixels import MIN_SIDE_PX, ImageRefused, ImageTooSmall, Note, choose_field, choose_mpp, decode
 
 MAX_MEGAPIXELS = 178  # where Pillow itself stops
+UNKNOWN = "#808080"  # colour of a class that came with another model, meanwhile
 
 
 class Box(NamedTuple):
@@ -30,6 +31,7 @@ class Field:
     rgb: NDArray[np.uint8]  # (height, width, 3)
     mpp: float
     side_px: int  # of a tile; whole pixels, so that each tile is a picture of its own
+    notes: tuple[Note, ...]  # on the field's file, of which its tiles' pictures know nothing
 
 
 def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) -> Field:
@@ -44,7 +46,7 @@ def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) ->
             f"At {mpp:g} um per pixel a tile has {side_px} x {side_px} px; it must have at least {MIN_SIDE_PX}."
             " Send the field at a higher magnification."
         )
-    return Field(picture.rgb, mpp, side_px)
+    return Field(picture.rgb, mpp, side_px, picture.warnings)
 
 
 def cut(field: Field) -> Iterator[tuple[Box, bytes]]:
@@ -74,7 +76,7 @@ def draw_tile(answer: Answer, colors: Mapping[str, str]) -> dict[str, Any]:
     measurements = {"confidence": answer["confidence"], **spread("p_", answer["probabilities"])}
     properties = {"objectType": "tile", "measurements": measurements, "metadata": {"verdict": answer["verdict"]}}
     if answer["verdict"] != "out_of_scope":  # or glass would be painted as a tissue
-        properties["classification"] = {"name": label, "color": list(bytes.fromhex(colors[label][1:]))}
+        properties["classification"] = {"name": label, "color": list(bytes.fromhex(colors.get(label, UNKNOWN)[1:]))}
     geometry = {"type": "Polygon", "coordinates": [outline(Box(**answer["box"]))]}
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 

@@ -27,6 +27,7 @@ GUARDED = ("/model", "/metrics")  # and every POST
 STATIC = "/static/"
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
 UNCOUNTED_BYTES = 1 << 17
+BUFFERED_BYTES = 1 << 16  # of a body that nobody reads uvicorn takes so many off the line
 
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -90,7 +91,7 @@ class Tracing:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], *self._write_headers(trace)]}
+                message = {**message, "headers": [*message["headers"], *self._write_headers(scope, trace)]}
             await send(message)
 
         self.metrics.in_progress.inc()
@@ -100,10 +101,12 @@ class Tracing:
             self.metrics.in_progress.dec()
             self._account(scope, trace, status)
 
-    def _write_headers(self, trace: Trace) -> Iterable[tuple[bytes, bytes]]:
+    def _write_headers(self, scope: Scope, trace: Trace) -> Iterable[tuple[bytes, bytes]]:
         yield b"x-request-id", trace.request_id.encode()
         yield b"server-timing", trace.write_server_timing().encode()
-        if self.is_draining():  # so that clients that keep their connection go elsewhere in time
+        # So that clients that keep their connection go elsewhere in time; closed amid a body, it would be reset, and
+        # the answer lost with it.
+        if self.is_draining() and int(Headers(scope=scope).get("content-length", 0)) <= BUFFERED_BYTES:
             yield b"connection", b"close"
 
     def _account(self, scope: Scope, trace: Trace, status: int) -> None:

@@ -8,12 +8,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_S = 65  # balancers open connections ahead of need as well
 HEAD_BYTES = 1 << 16
 READ_S = 60  # so long an answer may lie unread
+REST_S = 30  # so long the rest of a body may come whose request is answered already
 UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Hangs up on whoever connects without asking for anything, never comes to the end of a head, sends one without
-    end, or doesn't read its answer: no other time to wait runs then, and such connections would pile up.
+    end, doesn't read its answer, or never comes to the end of a body that was refused: no other time to wait runs then,
+    and such connections would pile up.
 
     Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would
     take all behind the request's head for the new protocol, and the picture would be lost.
@@ -24,6 +26,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _is_between_requests = True
     _silence: asyncio.TimerHandle | None = None  # runs while a head is owed
     _stall: asyncio.TimerHandle | None = None  # runs while an answer isn't read
+    _rest: asyncio.TimerHandle | None = None  # runs while a body comes that nobody waits for
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -61,7 +64,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._is_between_requests = True
+        self._cancel_rest()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_between_requests and self.cycle.response_complete:
+            self._rest = self.loop.call_later(REST_S, self.transport.abort)
 
     def pause_writing(self) -> None:
         self._stall = self.loop.call_later(READ_S, self.transport.abort)
@@ -74,6 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_awaiting_head()
         self._cancel_stall()
+        self._cancel_rest()
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
@@ -89,3 +99,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+    def _cancel_rest(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None

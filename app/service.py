@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -209,8 +210,8 @@ class Service:
         self, data: bytes, trace: Trace, options: AttentionOptions
     ) -> tuple[Sample, schemas.Prediction, Drawable]:
         """Of options whose method is chosen."""
+        sample = await self._take_sample(data, options, trace)
         with self._reserve(count_places(options)) as reservation:
-            sample = await self._take_sample(data, options.mpp, trace)
             views = await self._ask("explain", list_views(sample, count_views(options)), reservation, trace)
             prediction = self._describe(sample, views, options.coverage)
             explanations = merge_views([view for view in views if isinstance(view, Explanations)])
@@ -300,8 +301,8 @@ class Service:
             # With more pixels than its bytes promised it comes back unread, and goes the way of the large ones.
             with suppress(ImageTooLarge):
                 return await self._send(data, trace, options.mpp, answer)
+        sample = await self._take_sample(data, options, trace)
         with self._reserve(views) as reservation:
-            sample = await self._take_sample(data, options.mpp, trace)
             return answer(sample, await self._ask("predict", list_views(sample, views), reservation, trace))
 
     async def _send(
@@ -321,10 +322,13 @@ class Service:
         answered: T = found.results[0]
         return answered
 
-    async def _take_sample(self, data: bytes, mpp: float | None, trace: Trace) -> Sample:
-        self._decoders.check_room(self.deadline_s)
+    async def _take_sample(self, data: bytes, options: PredictOptions | FeatureOptions, trace: Trace) -> Sample:
+        """Looks for room at the model before, but takes none: others would be refused it for seconds."""
+        self._decoders.check_room(len(data), self.deadline_s)
+        self.batcher.check_room(count_places(options), self.deadline_s)
         with trace.measure("decode"):
-            return await self._decoders.run(lambda: self._read(data, mpp, self.settings.max_megapixels))
+            read = partial(self._read, data, options.mpp, self.settings.max_megapixels)
+            return await self._decoders.run(read, len(data))
 
     def _read(self, data: bytes, mpp: float | None, max_megapixels: float) -> Sample:
         return take_sample(data, self.manifest, mpp, max_megapixels, self._palette)

@@ -210,6 +210,16 @@ def test_grid_knows_the_scale_from_the_file_as_well(field, tmp_path):
     assert f"{field}: The file doesn't tell its scale" in result.stderr
 
 
+def test_grid_passes_on_what_is_to_say_of_the_file(field, tmp_path):
+    path = tmp_path / "faint.png"
+    with Image.open(field) as picture:
+        faint = picture.convert("RGBA")
+        faint.putalpha(200)
+        faint.save(path)
+    items = json.loads(run("predict", path, "--grid", "--mpp", "0.495", "--format", "json").stdout)
+    assert len(items) == 6 and all("transparency" in {one["code"] for one in item["warnings"]} for item in items)
+
+
 def test_grid_is_drawn_for_qupath(field, artifact):
     colors = {known.name: list(bytes.fromhex(known.color[1:])) for known in read_manifest(artifact).classes}
     items = json.loads(run("predict", field, "--grid", "--mpp", "0.495", "--format", "json").stdout)
@@ -234,6 +244,13 @@ def test_predict_keeps_the_features_of_each_picture(tiles, tmp_path):
     rows = np.load(tmp_path / "features.npy")
     assert rows.shape == (3, 32) and np.isnan(rows).all(axis=1).tolist() == [False, True, False]
     assert is_one_sentence(run("predict", tiles / "b.png", "--features", tmp_path / "features.csv"))
+
+
+def test_names_command_no_terminal_and_long_ones_no_traceback(tiles):
+    odd = (tiles / "b.png").rename(tiles / "\x1b[31mb.png")
+    result = run("predict", odd, tiles / ("x" * 300 + ".png"))
+    assert "\x1b" not in result.stdout + result.stderr and r"\x1b[31mb.png" in result.stdout
+    assert result.exit_code == 1 and result.stderr.endswith("tissue: 1 of 2 failed\n")
 
 
 def test_predict_table_shows_names_as_they_are(tiles):

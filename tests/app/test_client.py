@@ -1,10 +1,12 @@
 import asyncio
+import io
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
-from app.client import Card, Unanswered, ask, ask_all, ask_model, connect, open_here
+from app.client import Card, Unanswered, ask, ask_all, ask_features, ask_model, connect, open_here
 from app.export import Answer
 from app.settings import Settings
 
@@ -192,3 +194,26 @@ def test_an_option_that_is_wrong_for_all_ends_it(tmp_path: Path):
     with pytest.raises(Unanswered, match="no such coverage"):
         gather([tmp_path / "a.png"] * 100, refuse)
     assert len(asked) < 10
+
+
+def test_features_that_do_not_come_are_told(tmp_path: Path):
+    pictures = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for picture in pictures:
+        picture.write_bytes(picture.name.encode())
+    row = io.BytesIO()
+    np.save(row, np.ones(4, np.float32))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        match request.content:
+            case b"a.png":
+                return httpx.Response(200, content=row.getvalue())
+            case b"b.png":
+                return httpx.Response(200, text="<html>")
+            case _:
+                return httpx.Response(500, json={"detail": "the cause is in the log"})
+
+    found = call(lambda client: ask_features(client, pictures, None, 4), answer)
+    assert isinstance(found, tuple)
+    rows, missing = found
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, True]
+    assert "what are no features" in missing[str(pictures[1])] and "answered 500" in missing[str(pictures[2])]

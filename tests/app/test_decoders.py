@@ -1,48 +1,86 @@
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from app.batcher import QueueFull
-from app.decoders import Decoders
+from app.decoders import LARGE_BYTES, Decoders
+
+MIB = 1 << 20
+
+
+def with_decoders(threads: int, scenario: Callable[[Decoders, threading.Event], Awaitable[None]]) -> None:
+    async def run() -> None:
+        decoders, gate = Decoders(threads), threading.Event()
+        try:
+            await scenario(decoders, gate)
+        finally:
+            gate.set()
+            decoders.close()
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def test_who_would_wait_too_long_is_refused_at_once():
-    async def scenario() -> None:
-        decoders = Decoders(threads=2)
-        gate = threading.Event()
-        try:
-            decoders.check_room(patience_s=0)  # nothing is known yet, and nobody waits
-            decoders._seconds_per_job = 0.3  # as of large pictures
-            jobs = [asyncio.create_task(decoders.run(gate.wait)) for _ in range(20)]
-            await asyncio.sleep(0)
-            decoders.check_room(patience_s=3)
-            with pytest.raises(QueueFull, match="20 pictures are waiting already; try again in 3 s") as refused:
-                decoders.check_room(patience_s=2.9)
-            assert refused.value.retry_after_s == 3
-            gate.set()
-            assert all(await asyncio.gather(*jobs))
-            decoders.check_room(patience_s=0)
-        finally:
-            gate.set()
-            decoders.close()
+    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+        decoders.check_room(MIB, patience_s=0)  # nothing is known yet, and nobody waits
+        decoders._known_bytes, decoders._known_s = MIB, 0.3
+        jobs = [asyncio.create_task(decoders.run(gate.wait, MIB)) for _ in range(20)]
+        await asyncio.sleep(0)
+        decoders.check_room(MIB, patience_s=3)
+        with pytest.raises(QueueFull, match="20 large pictures are waiting already; try again in 3 s") as refused:
+            decoders.check_room(MIB, patience_s=2.9)
+        assert refused.value.retry_after_s == 3
+        gate.set()
+        assert all(await asyncio.gather(*jobs))
+        await until(lambda: decoders._bytes == 0)
+        decoders.check_room(MIB, patience_s=0)
 
-    asyncio.run(scenario())
+    with_decoders(2, scenario)
 
 
-def test_what_a_job_takes_is_learnt_and_one_that_fails_took_its_time_as_well():
+def test_small_pictures_do_not_wait_behind_large_ones():
+    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+        decoders._known_bytes, decoders._known_s = MIB, 100
+        large = [asyncio.create_task(decoders.run(gate.wait, MIB)) for _ in range(3)]
+        await asyncio.sleep(0)
+        decoders.check_room(LARGE_BYTES - 1, patience_s=0)
+        assert await decoders.run(lambda: "small", LARGE_BYTES - 1) == "small"
+        assert await decoders.run(lambda: "drawn") == "drawn"
+        assert not any(job.done() for job in large)
+
+    with_decoders(1, scenario)
+
+
+def test_what_reading_takes_is_learnt_from_failures_and_from_those_whose_sender_has_gone():
     def fail() -> None:
         raise ArithmeticError
 
-    async def scenario() -> None:
-        decoders = Decoders(threads=1)
-        try:
-            assert await decoders.run(lambda: 7) == 7
-            assert 0 < (first := decoders._seconds_per_job) < 1
-            with pytest.raises(ArithmeticError):
-                await decoders.run(fail)
-            assert decoders._seconds_per_job != first
-        finally:
-            decoders.close()
+    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+        with pytest.raises(ArithmeticError):
+            await decoders.run(fail, MIB)
+        await until(lambda: decoders._known_bytes == MIB)
+        entered = threading.Event()
 
-    asyncio.run(scenario())
+        def enter() -> None:
+            entered.set()
+            gate.wait()
+
+        running, waiting = (asyncio.create_task(decoders.run(work, MIB)) for work in (enter, gate.wait))
+        await asyncio.to_thread(entered.wait)
+        for job in (running, waiting):
+            job.cancel()
+        await until(lambda: decoders._bytes == MIB)  # the one that has its thread keeps it
+        gate.set()
+        await until(lambda: decoders._bytes == 0)
+        assert decoders._known_bytes == pytest.approx(1.9 * MIB)
+        assert decoders._pictures == 0
+
+    with_decoders(1, scenario)

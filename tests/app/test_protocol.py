@@ -16,10 +16,10 @@ def talk():
     """Connections to a server with our protocol, whose every answer is 204, or large where /large is asked for."""
 
     async def answer(scope, receive, send):
-        while (await receive()).get("more_body"):
+        while scope["path"] != "/refused" and (await receive()).get("more_body"):
             pass
-        await send({"type": "http.response.start", "status": 204 if scope["path"] == "/" else 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"x" * (1 << 24) if scope["path"] != "/" else b""})
+        await send({"type": "http.response.start", "status": 200 if scope["path"] == "/large" else 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * (1 << 24) if scope["path"] == "/large" else b""})
         done.append(scope["path"])
 
     done: list[str] = []
@@ -76,6 +76,29 @@ def test_an_answer_that_nobody_reads_is_given_up(talk, monkeypatch):
         writer.close()
 
     assert talk(scenario) == ["/large"]
+
+
+def test_a_refused_body_may_end_but_not_drip_for_ever(talk, monkeypatch):
+    monkeypatch.setattr("app.protocol.REST_S", 0.1)
+
+    async def scenario(connect) -> None:
+        request = request_head("/refused", "Content-Length: 3")
+        reader, writer = await connect()
+        writer.write(request)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.write(b"a")
+        assert await reader.read() == b""  # hung up on
+        writer.close()
+        reader, writer = await connect()
+        writer.write(request)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"abc")  # whoever ends in time goes on
+        await asyncio.sleep(0.2)
+        writer.write(request_head("/", "Content-Length: 0"))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.close()
+
+    assert talk(scenario) == ["/refused", "/refused", "/"]
 
 
 def test_whoever_never_ends_a_head_is_hung_up_on(talk, monkeypatch):
