@@ -11,10 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from app.batcher import QueueFull
+from app.memory import give_back_from_within
 
 T = TypeVar("T")
 
 LARGE_BYTES = 1 << 17  # from here on a picture may take longer than a model call
+QUIET_S = 1.0  # so long after the last large picture its request is answered, and what it took is free
 _OLDER_WEIGHT = 0.9  # of all before, when another large picture has been read
 
 
@@ -26,6 +28,7 @@ class Decoders:
         self._loop = asyncio.get_running_loop()
         self._pictures = 0  # large ones that wait or are being read; this and what follows: only the event loop writes
         self._bytes = 0  # in them
+        self._tidying: asyncio.TimerHandle | None = None
         self._known_bytes = self._known_s = 0.0  # in those of late, and what reading them took
 
     def check_room(self, size: int, patience_s: float) -> None:
@@ -61,7 +64,15 @@ class Decoders:
         if taken_s:
             self._known_bytes = _OLDER_WEIGHT * self._known_bytes + size
             self._known_s = _OLDER_WEIGHT * self._known_s + taken_s
+        self._stop_tidying()
+        if not self._pictures:
+            self._tidying = self._loop.call_later(QUIET_S, self._small.submit, give_back_from_within)
+
+    def _stop_tidying(self) -> None:
+        if self._tidying is not None:
+            self._tidying.cancel()
 
     def close(self) -> None:
+        self._stop_tidying()
         for pool in (self._small, self._large):
             pool.shutdown(cancel_futures=True)

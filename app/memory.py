@@ -26,3 +26,11 @@ def give_back_what_is_free() -> None:
     mallopt(M_ARENA_MAX, 1)
     mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
     mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+
+
+def give_back_from_within() -> None:
+    """What is free below something that is not, as crowds of large pictures leave it; takes some milliseconds."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return

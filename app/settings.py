@@ -79,7 +79,11 @@ class Settings(BaseSettings):
         50, gt=0, le=178, description="Largest picture, in millions of pixels; Pillow itself stops at 178."
     )
     decode_threads: int | None = Field(
-        None, ge=1, le=256, description="Threads that decode pictures and draw overlays. Unset: one per granted core."
+        None,
+        ge=1,
+        le=256,
+        description="Threads that decode large pictures, and as many for small ones and overlays. Unset: one per "
+        "granted core.",
     )
     infer_threads: int | None = Field(
         None,

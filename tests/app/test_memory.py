@@ -50,3 +50,23 @@ print(count_faults(100) / 100)
 def test_what_a_request_frees_is_there_for_the_next() -> None:
     done = subprocess.run([sys.executable, "-c", REQUESTS, "yes"], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1
+
+
+# Pieces that are free again, below one that isn't. Prints how many bytes the system got back.
+PINNED = """
+from psutil import Process
+from app.memory import give_back_from_within, give_back_what_is_free
+give_back_what_is_free()
+pieces = [bytearray(500_000) for _ in range(200)]
+last = bytearray(500_000)
+del pieces
+before = Process().memory_info().rss
+give_back_from_within()
+print(before - Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(libc_ver()[0] != "glibc", reason="asks glibc")
+def test_what_is_free_below_something_else_is_given_back_where_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", PINNED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 80_000_000
