@@ -361,7 +361,7 @@ def print_whole(answers: list[Answer], card: "Card", form: Form) -> None:
     match form:
         case "json":
             typer.echo(json.dumps(answers, indent=2))
-        case "geojson":
+        case "geojson" if any("error" not in answer for answer in answers):  # a file without tiles would pass for one
             from app.grid import to_geojson
 
             typer.echo(json.dumps(to_geojson(answers, {known.name: known.color for known in card.classes})))

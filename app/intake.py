@@ -155,9 +155,6 @@ class _Form:
         }
 
     def on_part_begin(self) -> None:
-        if len(self.uploads) == self._limit:
-            single = " /predict/batch takes many, as fields 'files'" if self._limit == 1 else ""
-            raise TooManyImages(f"more than {self._limit} came in one request.{single}")
         self._disposition = b""
         self._data = bytearray()
 
@@ -180,6 +177,9 @@ class _Form:
             raise WrongField(
                 f"the form has a field '{name[:40]}', expected only '{self._field}'; options go into the query string"
             )
+        if len(self.uploads) == self._limit:
+            single = " /predict/batch takes many, as fields 'files'" if self._limit == 1 else ""
+            raise TooManyImages(f"more than {self._limit} came in one request.{single}")
         filename = options.get(b"filename")
         self._name = filename.decode("utf-8", "replace") if filename is not None else None
 

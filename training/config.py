@@ -288,6 +288,8 @@ C = TypeVar("C", Fit, Pretrain, Compare)
 def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
     try:
         content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise BadConfig(f"{path} can't be read: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise BadConfig(f"{path} is not valid TOML: {error}") from error
     for override in overrides:

@@ -55,6 +55,8 @@ BESIDE_FOLDS = AFTER_TRAINING | {"split"}
 def fit_and_export(config: Fit, folder: Path) -> Manifest:
     tiles = read_tiles(config)
     claim(folder, config, tiles)
+    if config.split == "all" and (folder / "folds" / "config.json").exists():
+        claim(folder / "folds", config, tiles, BESIDE_FOLDS)  # before hours of training, whose figures they are to be
     fit(config, tiles, folder)
     figures.draw_curves(folder / "curve.csv", folder / "curve.png", config.name)
     return export_run(config, tiles, folder, folder / "artifact")

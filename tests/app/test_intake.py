@@ -106,6 +106,11 @@ def test_a_wrong_field_name_is_told_the_right_one(field):
         read(*make_form((field, "x.png", DATA)))
 
 
+def test_an_option_in_the_form_is_no_second_image():
+    with pytest.raises(WrongField, match=r"field 'mpp'.* options go into the query string"):
+        read(*make_form(("file", "x.png", DATA), ("mpp", None, b"0.495")))
+
+
 def test_more_images_than_allowed_are_refused_before_they_are_kept():
     body, content_type = make_form(*[("files", "x", b"data")] * 5)
     with pytest.raises(TooManyImages, match="more than 4"):

@@ -149,6 +149,16 @@ def test_neither_a_network_nor_folds_of_other_tiles_are_taken_up(small_fit, tile
             go_on()
 
 
+def test_other_folds_are_refused_before_the_training_that_would_tell_their_figures(small_fit, tmp_path):
+    config = small_fit.model_copy(update={"split": "all", "repeats": 1, "groupings": ["random"]})
+    folds = tmp_path / "run" / "folds"
+    folds.mkdir(parents=True)
+    (folds / "config.json").write_text("{}")
+    with pytest.raises(BadConfig, match=r"changed since .*folds was begun"):
+        fit_and_export(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "latest.pt").exists()
+
+
 def test_fp16_is_added_on_request_and_keeps_the_answers(run, small_fit, tmp_path):
     config = small_fit.model_copy(update={"card": Card(fp16=True, int8=False)})
     manifest = export_run(config, read_tiles(config), run[0], tmp_path / "with16")
