@@ -2,7 +2,7 @@
 
 Knows neither images nor HTTP. A call starts the moment a thread is idle and takes its share of what is waiting then, so
 nobody waits for a batch to fill; while all threads are busy the queue gathers. The queue is bounded by items, and
-places in it are reserved before the costly preparation of an item starts.
+places in it are reserved, so that whoever asks several times in a row keeps them.
 """
 
 import asyncio

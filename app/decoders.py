@@ -29,6 +29,7 @@ class Decoders:
         self._pictures = 0  # large ones that wait or are being read; this and what follows: only the event loop writes
         self._bytes = 0  # in them
         self._tidying: asyncio.TimerHandle | None = None
+        self._closed = False
         self._known_bytes = self._known_s = 0.0  # in those of late, and what reading them took
 
     def check_room(self, size: int, patience_s: float) -> None:
@@ -65,7 +66,7 @@ class Decoders:
             self._known_bytes = _OLDER_WEIGHT * self._known_bytes + size
             self._known_s = _OLDER_WEIGHT * self._known_s + taken_s
         self._stop_tidying()
-        if not self._pictures:
+        if not self._pictures and not self._closed:
             self._tidying = self._loop.call_later(QUIET_S, self._small.submit, give_back_from_within)
 
     def _stop_tidying(self) -> None:
@@ -73,6 +74,7 @@ class Decoders:
             self._tidying.cancel()
 
     def close(self) -> None:
+        self._closed = True  # what is still being read is noted once the pools have ended
         self._stop_tidying()
         for pool in (self._small, self._large):
             pool.shutdown(cancel_futures=True)

@@ -84,3 +84,16 @@ def test_what_reading_takes_is_learnt_from_failures_and_from_those_whose_sender_
         assert decoders._pictures == 0
 
     with_decoders(1, scenario)
+
+
+def test_what_ends_after_the_end_starts_nothing_more():
+    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+        job = asyncio.create_task(decoders.run(gate.wait, MIB))
+        await asyncio.sleep(0)
+        gate.set()
+        decoders.close()
+        assert await job
+        await until(lambda: decoders._bytes == 0)
+        assert decoders._tidying is None
+
+    with_decoders(1, scenario)
