@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from app.batcher import QueueFull
 from app.memory import give_back_from_within
+from app.samples import SMALL_BYTES
 
 T = TypeVar("T")
 
-LARGE_BYTES = 1 << 17  # from here on a picture may take longer than a model call
 QUIET_S = 1.0  # so long after the last large picture its request is answered, and what it took is free
 _OLDER_WEIGHT = 0.9  # of all before, when another large picture has been read
 
@@ -34,12 +34,12 @@ class Decoders:
 
     def check_room(self, size: int, patience_s: float) -> None:
         backlog_s = self._bytes * self._known_s / max(1.0, self._known_bytes) / self._threads
-        if size >= LARGE_BYTES and backlog_s > patience_s:
+        if size > SMALL_BYTES and backlog_s > patience_s:
             raise QueueFull(f"{self._pictures} large pictures", backlog_s)
 
     async def run(self, work: Callable[[], T], size: int = 0) -> T:
         """`size` is that of the picture's file; to draw one takes next to nothing."""
-        if size < LARGE_BYTES:
+        if size <= SMALL_BYTES:
             return await self._loop.run_in_executor(self._small, work)
         taken_s: list[float] = []
 

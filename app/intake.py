@@ -56,7 +56,7 @@ class Upload:
 async def read_image(request: Request) -> Upload:
     """The one image of a request: its raw body, or the form field `file`."""
     content_type = request.headers.get("content-type", "")
-    if not content_type or content_type.lower().startswith(("image/", ANY_BYTES)):
+    if not content_type or _is_image(content_type):
         upload = Upload(b"".join([chunk async for chunk in _read_chunks(request)]))
     elif _is_form(content_type):
         upload = (await _read_form(request, content_type, field="file", limit=1))[0]
@@ -76,6 +76,11 @@ async def read_images(request: Request, limit: int) -> list[Upload]:
             "'files'; for a single raw image use /predict"
         )
     return await _read_form(request, content_type, field="files", limit=limit)
+
+
+def _is_image(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind.startswith("image/") or kind == ANY_BYTES
 
 
 def _is_form(content_type: str) -> bool:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.batcher import ShuttingDown
 from app.logs import ACCESS
 from app.metrics import Metrics
+from app.samples import SMALL_BYTES
 from app.trace import Trace, choose_request_id
 
 Respond = Callable[[Exception, Scope], Response]
@@ -26,7 +27,6 @@ PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their l
 GUARDED = ("/model", "/metrics")  # and every POST
 STATIC = "/static/"
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
-UNCOUNTED_BYTES = 1 << 17
 BUFFERED_BYTES = 1 << 16  # of a body that nobody reads uvicorn takes so many off the line
 
 _SECURITY_HEADERS = {
@@ -84,29 +84,38 @@ class Tracing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        trace = scope["trace"] = Trace(choose_request_id(Headers(scope=scope).get("x-request-id")))
+        headers = Headers(scope=scope)
+        trace = scope["trace"] = Trace(choose_request_id(headers.get("x-request-id")))
         status = 0
+        is_held_back = headers.get("expect", "").lower() == "100-continue"  # the body, until somebody wants it
+
+        async def receive_noted() -> Message:
+            nonlocal is_held_back
+            is_held_back = False
+            return await receive()
 
         async def send_traced(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], *self._write_headers(scope, trace)]}
+                own = self._write_headers(trace, int(headers.get("content-length", 0)), is_held_back)
+                message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
         self.metrics.in_progress.inc()
         try:
-            await self.app(scope, receive, send_traced)
+            await self.app(scope, receive_noted if is_held_back else receive, send_traced)
         finally:
             self.metrics.in_progress.dec()
             self._account(scope, trace, status)
 
-    def _write_headers(self, scope: Scope, trace: Trace) -> Iterable[tuple[bytes, bytes]]:
+    def _write_headers(self, trace: Trace, announced: int, is_held_back: bool) -> Iterable[tuple[bytes, bytes]]:
         yield b"x-request-id", trace.request_id.encode()
         yield b"server-timing", trace.write_server_timing().encode()
-        # So that clients that keep their connection go elsewhere in time; closed amid a body, it would be reset, and
-        # the answer lost with it.
-        if self.is_draining() and int(Headers(scope=scope).get("content-length", 0)) <= BUFFERED_BYTES:
+        # A body that is held back never comes, and the next request would be taken for it. While draining, so that
+        # clients that keep their connection go elsewhere in time; closed amid a body, it would be reset, and the answer
+        # lost with it.
+        if is_held_back or (self.is_draining() and announced <= BUFFERED_BYTES):
             yield b"connection", b"close"
 
     def _account(self, scope: Scope, trace: Trace, status: int) -> None:
@@ -246,7 +255,7 @@ class BodyLimit:
     def _check(self, size: int) -> None:
         if size > self.max_bytes:
             raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {self.max_bytes}")
-        if size > UNCOUNTED_BYTES and self.held_bytes > self.max_held_bytes:
+        if size > SMALL_BYTES and self.held_bytes > self.max_held_bytes:
             raise TooManyUploads(
                 f"the bodies in hand are {self.max_held_bytes / 2**20:.3g} MiB together already; send fewer or smaller "
                 "ones at once"

@@ -20,7 +20,7 @@ from app.batcher import Batcher, CallFailed, Reservation
 from app.decoders import Decoders
 from app.maps import Drawable, UnsuitableOptions
 from app.metrics import Metrics
-from app.samples import Sample, take_sample
+from app.samples import SMALL_BYTES, Sample, take_sample
 from app.schemas import AttentionOptions, FeatureOptions, PredictOptions
 from app.settings import Settings
 from app.trace import Trace
@@ -33,10 +33,9 @@ Graph = Literal["predict", "explain"]
 Work = Literal[Graph, "errand"]
 T = TypeVar("T")
 
-# Up to these sizes a picture is read by the thread that then calls the model: handing it over would cost more than
-# reading it, which takes less than a model call, or two of a hostile one. What is larger could make others wait, and is
-# read beside the model. So few bytes seldom hold more pixels; those that do have waited in vain, and wait again.
-SMALL_BYTES = 1 << 17
+# A picture of SMALL_BYTES and so many pixels is read by the thread that then calls the model: handing it over would
+# cost more than reading it, which takes less than a model call, or two of a hostile one. What is larger is read beside
+# the model. Small files with more pixels have waited in vain, and wait again.
 SMALL_MEGAPIXELS = 0.3
 # So many such pictures a thread takes on at once where a crowd waits: what it does beside the model's calls then finds
 # its code and data in the caches, where a call leaves nothing else behind.

@@ -10,7 +10,7 @@ from app.__main__ import cli as tissue
 from app.errors import HTTP_KINDS, KINDS
 from app.routes import router
 from app.settings import CLIENT_KEY, PREFIX, SHIPPED_ARTIFACT, Settings
-from training.__main__ import cli as tissue_train
+from training.commands import cli as tissue_train
 
 ROOT = Path(__file__).parents[1]
 README, API = (ROOT / "README.md").read_text(), (ROOT / "docs" / "api.md").read_text()

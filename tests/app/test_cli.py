@@ -325,7 +325,7 @@ def test_attention_of_a_service_is_the_same(tiles, tmp_path, service):
         (["predict", "b.png", "--url", "http://127.0.0.1:1"], "nobody answers at http://127.0.0.1:1"),
         (["predict", "b.png", "--url", "127.0.0.1:8000"], "http://"),
         (["predict", "b.png", "--url", "http://127.0.0.1:1", "--artifact", "x"], "--artifact"),
-        (["predict", "b.png", "--artifact", "nowhere"], "nowhere holds no manifest.json"),
+        (["predict", "b.png", "--artifact", "nowhere"], "there is none nowhere"),
         (["predict", "b.png", "broken.png", "b.png", "--coverage", "0.33"], "coverage"),
         (["predict", "b.png", "b.png", "--mpp", "9"], "mpp is 9"),
         (["predict", "b.png", "b.png", "--mpp", "fine"], "mpp"),

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from app.batcher import QueueFull
-from app.decoders import LARGE_BYTES, Decoders
+from app.decoders import Decoders
+from app.samples import SMALL_BYTES
 
 MIB = 1 << 20
 
@@ -51,8 +52,8 @@ def test_small_pictures_do_not_wait_behind_large_ones():
         decoders._known_bytes, decoders._known_s = MIB, 100
         large = [asyncio.create_task(decoders.run(gate.wait, MIB)) for _ in range(3)]
         await asyncio.sleep(0)
-        decoders.check_room(LARGE_BYTES - 1, patience_s=0)
-        assert await decoders.run(lambda: "small", LARGE_BYTES - 1) == "small"
+        decoders.check_room(SMALL_BYTES, patience_s=0)
+        assert await decoders.run(lambda: "small", SMALL_BYTES) == "small"
         assert await decoders.run(lambda: "drawn") == "drawn"
         assert not any(job.done() for job in large)
 

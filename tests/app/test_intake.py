@@ -87,6 +87,7 @@ def test_a_form_without_parts():
     [
         ("application/x-www-form-urlencoded", "curl sends unless told otherwise.*'Content-Type: image/png'"),
         ("application/json", "application/json.*image/tiff"),
+        ("application/octet-streams", "application/octet-streams"),
         ("text/plain", "the field 'file'"),
     ],
 )

@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from app.middleware import LARGEST_AT_ONCE, UNCOUNTED_BYTES, BodyLimit, KeyCheck, TooManyUploads
+from app.middleware import LARGEST_AT_ONCE, BodyLimit, KeyCheck, TooManyUploads
+from app.samples import SMALL_BYTES
 from tests.app.conftest import open_client
 
 GUARDED = [("POST", "/predict"), ("POST", "/predict/batch"), ("POST", "/attention"), ("POST", "/features")]
@@ -116,7 +117,7 @@ def test_a_body_over_the_limit_is_refused(tiny_artifact):
 
 
 def test_bodies_that_are_too_much_together_are_refused_until_some_are_answered():
-    largest = UNCOUNTED_BYTES + 1
+    largest = SMALL_BYTES + 1
     answered, read = asyncio.Event(), asyncio.Event()
 
     async def hold(scope, receive, send):
@@ -155,8 +156,8 @@ def test_bodies_that_are_too_much_together_are_refused_until_some_are_answered()
 
 def test_a_hang_up_is_heard_however_full_it_is():
     """Whoever watches for it must not be told of uploads instead."""
-    limit = BodyLimit(None, max_bytes=UNCOUNTED_BYTES + 1)  # type: ignore[arg-type]
-    limit.held_bytes = 100 * UNCOUNTED_BYTES
+    limit = BodyLimit(None, max_bytes=SMALL_BYTES + 1)  # type: ignore[arg-type]
+    limit.held_bytes = 100 * SMALL_BYTES
     messages = iter([{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}])
     heard = []
 

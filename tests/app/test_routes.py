@@ -11,6 +11,7 @@ from PIL import Image
 
 from app import samples, service
 from app.metrics import Metrics
+from app.samples import SMALL_BYTES
 from app.schemas import Attention, Features, HeadsAttention, ModelCard, Prediction
 from app.settings import SHIPPED_ARTIFACT
 from model.pixels import Picture
@@ -52,7 +53,7 @@ def test_the_answer_is_the_same_whoever_reads_the_picture(client, png, monkeypat
 
 def test_many_pixels_in_few_bytes_are_read_beside_the_model(client, monkeypatch):
     flat = encode(np.full((1200, 1200, 3), 230, np.uint8))
-    assert len(flat) < service.SMALL_BYTES
+    assert len(flat) < SMALL_BYTES
     limits = []
 
     def take_sample(data, manifest, mpp, max_megapixels, palette):
@@ -373,7 +374,7 @@ def test_no_new_work_and_not_ready_while_stopping(tiny_artifact, png):
 def test_no_picture_outlives_its_request(client, png, path):
     """Not even until garbage is collected, which takes no notice of how large a picture is."""
     flat = encode(np.full((1000, 1000, 3), 255, np.uint8))
-    assert len(flat) < service.SMALL_BYTES
+    assert len(flat) < SMALL_BYTES
     gc.collect()
     gc.disable()
     try:

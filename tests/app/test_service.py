@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.samples import Sample, take_sample
-from app.service import SMALL_BYTES, SMALL_MEGAPIXELS, Errand, ModelCall, SenderGone, run_errands
+from app.samples import SMALL_BYTES, Sample, take_sample
+from app.service import SMALL_MEGAPIXELS, Errand, ModelCall, SenderGone, run_errands
 from app.trace import Trace
 from model.pixels import ImageRefused, ImageTooLarge
 from model.session import Classifier, Predictions, open_classifier

@@ -1,9 +1,11 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from training.__main__ import cli
+from training.commands import cli
 
 
 @pytest.fixture
@@ -65,3 +67,11 @@ def test_an_empty_class_is_refused(tissue_train, tmp_path):
 def test_the_loop_is_measured_against_bare_passes(tissue_train, config):
     result = tissue_train("bench", config, "--steps", "2")
     assert result.exit_code == 0 and "share" in result.output
+
+
+def test_without_the_packages_for_training_it_says_what_to_install():
+    code = "import sys; sys.modules['torch'] = None; from training.__main__ import main; main()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("tissue-train needs torch") and "pip install '.[train]'" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -13,7 +13,7 @@ from model.artifact import read_manifest
 from model.vit import ViT, ViTConfig
 from tests.conftest import ROOT
 from training import fetch
-from training.__main__ import cli
+from training.commands import cli
 from training.config import Fit, read_config
 from training.fit import fit, read_tiles
 from training.synthetic import write_kather_stand_in_archive
