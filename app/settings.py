@@ -46,7 +46,8 @@ class Settings(BaseSettings):
         description="`cuda` refuses to start without a working GPU, `auto` uses one that works, `cpu` never does.",
     )
     precision: Literal["auto", Precision] = Field(
-        "auto", description="Graphs to run: `fp32`, `fp16`, `int8`; `auto` means fp32."
+        "auto",
+        description="Graphs to run: `fp32`, `int8`, or `fp16`, which the shipped artefact has not; `auto` means fp32.",
     )
     max_batch: int | None = Field(
         None,
@@ -89,7 +90,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="Model calls at a time. Unset: as many as granted cores, 1 on a GPU.",
+        description="Model calls at a time. Unset: as many as granted cores (shared among the workers), 1 on a GPU.",
     )
     intra_threads: int | None = Field(
         None,

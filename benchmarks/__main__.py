@@ -1,4 +1,4 @@
-"""`python -m benchmarks` measures this service and its peers; `make bench` also writes docs/benchmarks.md."""
+"""`python -m benchmarks` measures this service and its peers, and writes down what was found: `make bench` does both."""
 
 import dataclasses
 import json
@@ -17,15 +17,16 @@ from benchmarks.soak import Soak, soak
 from benchmarks.tiles import load_tiles
 from model.runtime import ort
 
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
-SOAK_RESULTS = ROOT / "benchmarks" / "results" / "soak.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
+FOLDER = ROOT / "runs" / "bench"
+RESULTS = "cpu.jsonl"
+SOAK_RESULTS = "soak.json"
+REPORT = "report.md"
 NOT_ALL_DONE = 3
 
 cli = typer.Typer(help="Measure this service and what else one could pick.", no_args_is_help=True, add_completion=False)
 out, err = Console(), Console(stderr=True)
 
-Results = Annotated[Path, typer.Option(help="JSON lines; a run that was stopped goes on from them.")]
+Folder = Annotated[Path, typer.Option(help="Where the results are; a run that was stopped goes on from them.")]
 
 
 @contextmanager
@@ -47,17 +48,17 @@ def run(
     redo: Annotated[
         float, typer.Option(help="Repeat earlier steps during which other programs took more cores than this.")
     ] = float("inf"),
-    results: Results = RESULTS,
+    folder: Folder = FOLDER,
 ) -> None:
     """All servers in turn, with all loads. Status 3: stopped by --minutes before all was measured."""
     with plain_errors():
         skipped = sorted(skip or [])
-        servers = pick_servers(set(skipped))
-        for venv in sorted({server.venv for server in servers if server.venv and not server.is_installed}):
+        comparison = Comparison(pick_servers(set(skipped)), skipped, seconds, rounds, tiles, folder / RESULTS)
+        comparison.check_conditions()
+        for venv in sorted({server.venv for server in comparison.servers if server.venv and not server.is_installed}):
             out.print(f"installing {venv} under {VENVS}", soft_wrap=True)
             install(venv, ort.__version__)
-        comparison = Comparison(servers, skipped, seconds, rounds, tiles, results)
-        for step in drop_disturbed(results, redo):
+        for step in drop_disturbed(comparison.results, redo):
             out.print(f"was disturbed, again: {step}", highlight=False)
         all_done = carry_out(comparison, 60 * minutes, lambda step: out.print(step, highlight=False))
     if not all_done:
@@ -65,21 +66,29 @@ def run(
 
 
 @cli.command("soak")
-def run_soak(requests: int = 100_000, results: Path = SOAK_RESULTS) -> None:
+def run_soak(requests: int = 100_000, folder: Folder = FOLDER) -> None:
     """Many requests at this service: does its memory grow?"""
     with plain_errors():
         found = soak(SERVERS[0], load_tiles("jpeg"), ROOT / "runs" / "bench" / "log" / "soak.log", requests)
-        results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(dataclasses.asdict(found)) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SOAK_RESULTS).write_text(json.dumps(dataclasses.asdict(found)) + "\n")
         out.print(f"{found.second_half_growth_mib:+.1f} MiB over the last half, peak {found.peak_rss_mib:.0f} MiB")
 
 
 @cli.command("report")
-def write_report(results: Results = RESULTS, page: Path = PAGE) -> None:
-    """Tables and pictures from the results, into docs/."""
+def write_report(
+    folder: Folder = FOLDER,
+    page: Annotated[
+        Path | None, typer.Option(help=f"Unset: {REPORT} in the folder. What people wrote around its figures stays.")
+    ] = None,
+) -> None:
+    """Tables and pictures from the results."""
     with plain_errors():
-        found = Soak(**json.loads(SOAK_RESULTS.read_text())) if SOAK_RESULTS.exists() else None
-        report.write(read_samples(results), found, page)
+        soaked = folder / SOAK_RESULTS
+        found = Soak(**json.loads(soaked.read_text())) if soaked.exists() else None
+        page = page or folder / REPORT
+        report.write(read_samples(folder / RESULTS), found, page)
+        out.print(f"{page}")
 
 
 if __name__ == "__main__":

@@ -82,27 +82,41 @@ class Comparison:
     def _bind(work: Callable[..., list[Sample]], *arguments: Any) -> Callable[[], list[Sample]]:
         return lambda: work(*arguments)
 
-    def describe_setup(self) -> list[Sample]:
+    def describe_conditions(self) -> Sample:
+        """What has to be the same for a run to go on."""
         manifest = read_manifest(self.artifact)
-        return [
-            {
-                "kind": "setup",
-                "cores": available_cores(),
-                "machine": platform.machine(),
-                "python": platform.python_version(),
-                "seconds": self.seconds,
-                "rounds": self.rounds,
-                "connections": list(CONNECTIONS),
-                "skipped": list(self.skipped),
-                "own_tiles": self.folder is not None,
-                "jpeg_bytes": mean_bytes(self.tiles["jpeg"]),
-                "png_bytes": mean_bytes(self.tiles["png"]),
-                "model": manifest.name,
-                "model_digest": digest(self.artifact / "manifest.json"),
-                "tissue": importlib.metadata.version("tissue"),
-                "versions": {server.name: list_versions(server, PEERS_PACKAGES) for server in self.servers},
-            }
-        ]
+        return {
+            "cores": available_cores(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "seconds": self.seconds,
+            "rounds": self.rounds,
+            "connections": list(CONNECTIONS),
+            "skipped": list(self.skipped),
+            "own_tiles": self.folder is not None,
+            "jpeg_bytes": mean_bytes(self.tiles["jpeg"]),
+            "png_bytes": mean_bytes(self.tiles["png"]),
+            "model": manifest.name,
+            "model_digest": digest(self.artifact / "manifest.json"),
+            "tissue": importlib.metadata.version("tissue"),
+        }
+
+    def check_conditions(self) -> None:
+        samples = read_samples(self.results)
+        if not samples:
+            return
+        before = samples[0]
+        now = rounded(self.describe_conditions())
+        differing = {name: (before[name], value) for name, value in now.items() if before[name] != value}
+        if differing:
+            raise ValueError(
+                f"{self.results} holds a run under other conditions ({differing}, there and here); "
+                "go on as it was begun, or take another --folder"
+            )
+
+    def describe_setup(self) -> list[Sample]:
+        versions = {server.name: list_versions(server, PEERS_PACKAGES) for server in self.servers}
+        return [{"kind": "setup", **self.describe_conditions(), "versions": versions}]
 
     def measure_ceiling(self, precision: str, number: int) -> list[Sample]:
         manifest = read_manifest(self.artifact)
@@ -236,9 +250,8 @@ def carry_out(
 ) -> bool:
     """Takes the steps that are not in the results yet; whether all are done. No step starts after `limit_s`."""
     started_at = time.monotonic()
-    samples = read_samples(comparison.results)
-    check_same_setup(comparison, samples)
-    done = {sample["step"] for sample in samples}
+    comparison.check_conditions()
+    done = {sample["step"] for sample in read_samples(comparison.results)}
     for step in comparison.steps():
         if step.name in done:
             continue
@@ -259,19 +272,6 @@ def drop_disturbed(results: Path, most_other_cores: float) -> list[str]:
     if dropped:
         results.write_text("".join(f"{json.dumps(one)}\n" for one in samples if one["step"] not in dropped))
     return dropped
-
-
-def check_same_setup(comparison: Comparison, samples: Sequence[Sample]) -> None:
-    if not samples:
-        return
-    before = samples[0]
-    now = {"seconds": comparison.seconds, "rounds": comparison.rounds, "skipped": list(comparison.skipped)}
-    differing = {name: (before[name], value) for name, value in now.items() if before[name] != value}
-    if differing:
-        raise ValueError(
-            f"{comparison.results} holds a run with other options ({differing}, there and here); "
-            "give the same to go on with it, or another --results"
-        )
 
 
 def rounded(sample: Sample) -> Sample:

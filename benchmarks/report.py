@@ -1,4 +1,4 @@
-"""Samples -> medians and ratios -> the tables and pictures of docs/benchmarks.md."""
+"""Samples -> medians and ratios -> tables and pictures on a page, such as docs/benchmarks.md."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +19,7 @@ from training.figures import BLUE, GREEN, INK, NORMAL, ORANGE, PURPLE, SMALL, sa
 TITLES = {server.name: server.title for server in SERVERS}
 OURS = frozenset(server.name for server in SERVERS if server.is_ours)
 PRECISION = {name: "int8" if name.endswith("int8") else "fp32" for name in TITLES}
+NEW_PAGE = "# Benchmarks\n\n<!-- figures -->\n<!-- end of figures -->\n"
 FIGURES = re.compile(r"(<!-- figures -->\n).*(<!-- end of figures -->)", re.DOTALL)
 STYLES = {  # ours stand out, peers are told apart by dashes and markers, too
     "tissue": (BLUE, "-", "o"),
@@ -232,7 +233,7 @@ def describe_run(samples: Sequence[Sample]) -> str:
     skipped = ", ".join(TITLES[name] for name in setup["skipped"])
     tiles = "tiles of the user's own" if setup["own_tiles"] else "drawn tiles of 150 px"
     return (
-        f"Machine: {setup['cores']} shared {setup['machine']} cores. Model: `{setup['model']}` "
+        f"Machine: {setup['cores']} {setup['machine']} cores. Model: `{setup['model']}` "
         f"({setup['model_digest'][:12]}). Sent: {tiles}, JPEG of {setup['jpeg_bytes'] / 1000:.1f} kB and PNG of "
         f"{setup['png_bytes'] / 1000:.1f} kB on average. Each closed loop {setup['seconds']:g} s after a warm-up of "
         f"{WARM_UP_S} s, "
@@ -361,10 +362,10 @@ def finish(axes: Any, ticks: Sequence[int], name: str) -> None:
 
 
 def write(samples: Sequence[Sample], soak: Soak | None, page: Path) -> None:
-    """Fills the page between its two marks; what people wrote around them stays."""
+    """Fills the page between its two marks; what people wrote around them stays. One that isn't there is begun."""
     if not samples:
         raise ValueError("there are no results yet; `python -m benchmarks run` makes them")
-    text = page.read_text()
+    text = page.read_text() if page.exists() else NEW_PAGE
     if not FIGURES.search(text):
         raise ValueError(f"{page} has no lines <!-- figures --> and <!-- end of figures --> to write between")
     images = page.parent / "images"

@@ -32,7 +32,9 @@ Config = Annotated[Path, typer.Argument(help="A TOML file, such as configs/smoke
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as optimisation.steps=500.")]
 Runs = Annotated[Path, typer.Option(help="Where runs keep their checkpoints.")]
 ImageTable = Annotated[Path | None, typer.Option(help="CSV with columns file, label, slide, quality.")]
-ImageMpp = Annotated[float | None, typer.Option(help="um/px of the images; default: each whole image is a tile.")]
+ImageMpp = Annotated[
+    float | None, typer.Option(help="um/px of the images; default: that of each file's own tag, else each is a tile.")
+]
 
 
 @cli.callback()

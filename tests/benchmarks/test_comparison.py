@@ -11,7 +11,7 @@ class Pretended(Comparison):
     """The order and the file are the real ones; what a step would take minutes to find is made up."""
 
     def describe_setup(self):
-        return [{"kind": "setup", "seconds": self.seconds, "rounds": self.rounds, "skipped": list(self.skipped)}]
+        return [{"kind": "setup", **self.describe_conditions()}]
 
     def measure_ceiling(self, precision, number):
         return [{"kind": "ceiling", "precision": precision}]
@@ -62,8 +62,11 @@ def test_no_step_starts_after_the_limit(tmp_path):
 def test_a_run_with_other_options_is_not_mixed_in(tmp_path):
     results = tmp_path / "results.jsonl"
     carry_out(plan(results))
-    with pytest.raises(ValueError, match="holds a run with other options"):
+    with pytest.raises(ValueError, match=r"holds a run under other conditions .*'seconds': \(1.0, 3.0\)"):
         carry_out(plan(results, seconds=3.0))
+    results.write_text(results.read_text().replace('"cores": ', '"cores": 1', 1))
+    with pytest.raises(ValueError, match="'cores'"):  # another machine's
+        plan(results).check_conditions()
 
 
 def test_disturbed_visits_are_repeated_and_no_others(tmp_path):

@@ -123,6 +123,11 @@ def test_the_page_gets_tables_and_pictures_between_its_marks(samples, tmp_path):
     assert page.read_text() == text
 
 
+def test_a_page_that_is_not_there_is_begun(samples, tmp_path):
+    write(samples, None, tmp_path / "report.md")
+    assert (tmp_path / "report.md").read_text().startswith("# Benchmarks\n\n<!-- figures -->\n\nMachine: 2 x86_64")
+
+
 def test_a_page_without_marks_is_left_alone(samples, tmp_path):
     page = tmp_path / "benchmarks.md"
     page.write_text("mine\n")
