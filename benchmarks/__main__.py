@@ -1,4 +1,4 @@
-"""`python -m benchmarks` measures this service and its peers, and writes down what was found: `make bench` does both."""
+"""`python -m benchmarks` measures this service and its peers, and writes it down; `make bench` does both."""
 
 import dataclasses
 import json
