@@ -8,12 +8,14 @@ import csv
 import enum
 import glob
 import inspect
+import io
 import json
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -30,6 +32,8 @@ from app.settings import CLIENT_KEY, Settings
 
 if TYPE_CHECKING:
     import httpx
+    import numpy as np
+    from numpy.typing import NDArray
 
     from app.client import Card
 
@@ -155,16 +159,16 @@ def predict(
     if grid:
         query["mpp"] = read_scale(query["mpp"])
     with complaining(), showing_progress(form, None if grid else len(pictures)) as when_done:
-        card, answers, no_features = asyncio.run(
-            _predict(_open(url, api_key, artifact), pictures, query, form, features, grid, when_done)
+        outcome = asyncio.run(
+            ask_for_all(_open(url, api_key, artifact), pictures, query, form, features is not None, grid, when_done)
         )
-    print_whole(answers, card, form)
-    failed = {name_picture(answer): answer["error"]["detail"] for answer in answers if "error" in answer}
-    failed |= {file: f"no features: {why}" for file, why in no_features.items() if file not in failed}
-    for name, reason in failed.items():
+    print_whole(outcome.unprinted, outcome.card, form)
+    for name, reason in outcome.failed.items():
         complaints.print(f"{name}: {reason}")
-    if failed:
-        fail(f"{len(failed)} of {len(answers)} failed")
+    if features is not None:
+        save_rows(features, outcome.rows)
+    if outcome.failed:
+        fail(f"{len(outcome.failed)} of {outcome.count} failed")
 
 
 @cli.command()
@@ -181,8 +185,8 @@ def attention(
     form = output.suffix.lower().removeprefix(".")
     if form not in ("png", "npy", "json"):
         fail(f"{output} must end in .png, .npy or .json, which also says what is written")
-    if not file.is_file():
-        fail(f"{file} can't be read: there is no such file")
+    if os.path.isdir(file):
+        fail(f"{file} is a folder; give one picture")
     with complaining():
         answer = asyncio.run(_attend(_open(url, api_key, artifact), file, query | {"format": form}))
     try:
@@ -247,14 +251,23 @@ def find_pictures(arguments: list[str]) -> list[Path]:
 
     pictures: list[Path] = []
     for argument in arguments:
+        if not argument:  # as a path it would be the working directory, with all that is in it
+            fail("one of the arguments is empty, perhaps a variable that isn't set; `.` is the folder you are in")
         path = Path(argument)
         try:
-            found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
+            found = list_shown(path) if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
             known = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
             pictures += known if known and not path.is_file() else [path]
         except OSError:  # such as a name that is too long for any file
             pictures.append(path)
     return pictures
+
+
+def list_shown(folder: Path) -> Iterator[Path]:
+    """Without what a dot hides, as in globs: on a stick a Mac writes `._a.png`, no picture, beside `a.png`."""
+    for path in folder.rglob("*"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def check_choices(pictures: list[Path], form: Form, features: Path | None, grid: bool) -> None:
@@ -264,6 +277,16 @@ def check_choices(pictures: list[Path], form: Form, features: Path | None, grid:
         fail("--features keeps a row for each picture, not for each of its tiles; leave it or --grid away")
     if form == "geojson" and not (grid and len(pictures) == 1):
         fail(f"--format geojson lays the tiles of one picture over it: give one, with --grid; {len(pictures)} came")
+    if features is not None:
+        check_writable(features)
+
+
+def check_writable(file: Path) -> None:
+    """By opening it, as rights alone don't tell; to append, so that what it holds stays until there is more."""
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        fail(f"{file} can't be written: {error.strerror}")
 
 
 def read_scale(mpp: str | None) -> float | None:
@@ -292,36 +315,56 @@ def _open(url: str | None, api_key: str | None, artifact: Path | None) -> "Opene
     return client.connect(url, api_key)
 
 
-async def _predict(
+@dataclass(frozen=True)
+class Outcome:
+    """What the end needs, of answers that may be a hundred thousand."""
+
+    card: "Card"
+    unprinted: list[Answer]  # in the forms that don't go row by row all of them, else none
+    failed: dict[str, str]  # why, by the name of the picture or tile
+    count: int
+    rows: "NDArray[np.float32]"  # of features, where they were asked for
+
+
+async def ask_for_all(
     opened: "Opened",
     pictures: list[Path],
     query: dict[str, Any],
     form: Form,
-    features: Path | None,
+    with_features: bool,
     grid: bool,
     when_done: Callable[[], None],
-) -> tuple["Card", list[Answer], dict[str, str]]:
-    import numpy as np
-
+) -> Outcome:
     from app import client
 
-    answers, no_features = [], {}
+    unprinted: list[Answer] = []
+    failed: dict[str, str] = {}
+    count = 0
     async with opened as service:
         card = await client.ask_model(service)
-        print_one = start_rows(form, card, grid)
+        take = start_rows(form, card, grid) or unprinted.append
         asked = client.ask_grid(service, pictures, query, card) if grid else client.ask_all(service, pictures, query)
         async for answer in asked:
-            answers.append(answer)
-            print_one(answer)
+            count += 1
+            if "error" in answer:
+                failed[name_picture(answer)] = answer["error"]["detail"]
+            take(answer)
             when_done()
-        if features is not None:
-            rows, failed = await client.ask_features(service, pictures, query["mpp"], card.feature_width)
-            no_features = {name_picture({"file": file}): why for file, why in failed.items()}
-            try:
-                np.save(features, rows)
-            except OSError as error:
-                fail(f"{features} can't be written: {error.strerror}")
-    return card, answers, no_features
+        described = pictures if with_features else []
+        rows, missing = await client.ask_features(service, described, query["mpp"], card.feature_width)
+    for file, why in missing.items():
+        failed.setdefault(name_picture({"file": file}), f"no features: {why}")
+    return Outcome(card, unprinted, failed, count, rows)
+
+
+def save_rows(file: Path, rows: "NDArray[np.float32]") -> None:
+    import numpy as np
+
+    try:
+        with file.open("wb") as opened:  # given the name, numpy would write `a.NPY.npy`
+            np.save(opened, rows)
+    except OSError as error:
+        fail(f"{file} can't be written: {error.strerror or error}")
 
 
 async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> bytes:
@@ -331,7 +374,7 @@ async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> byt
         return (await client.ask(service, "/attention", picture, query)).content
 
 
-def start_rows(form: Form, card: "Card", grid: bool) -> Callable[[Answer], None]:
+def start_rows(form: Form, card: "Card", grid: bool) -> Callable[[Answer], None] | None:
     """What prints an answer as soon as it is there, in the forms that go row by row."""
     match form:
         case "jsonl":
@@ -339,12 +382,14 @@ def start_rows(form: Form, card: "Card", grid: bool) -> Callable[[Answer], None]
         case "csv":
             return start_csv([known.name for known in card.classes], grid)
         case _:
-            return lambda answer: None
+            return None
 
 
 def start_csv(classes: list[str], grid: bool) -> Callable[[Answer], None]:
     from app.grid import Box
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that isn't UTF-8 would else end all; so it looks as in JSON
+        sys.stdout.reconfigure(errors="backslashreplace")
     columns = list_columns(classes, Box._fields if grid else ())
     # A service of another version may answer more than there are columns for.
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")

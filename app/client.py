@@ -29,6 +29,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
 IN_FLIGHT = 8  # pictures under way at a time: enough for decoding and inference to overlap
 TIMEOUT_S = 120  # the service has a deadline of its own, this one is for lost connections
 PATIENCE_MS = 600_000
+LARGEST_BODY_MIB = 4096  # as much as the setting allows; what is in this process already has its pixels to limit it
 MOST_TRIES = 5
 LONGEST_WAIT_S = 60  # as the service never asks for more; whoever does is given up
 WRONG_FOR_ALL = frozenset({"unauthorized", "invalid_parameter", "coverage_unavailable", "mpp_out_of_range"})
@@ -69,8 +70,9 @@ async def connect(url: str, api_key: str | None) -> AsyncIterator[httpx.AsyncCli
 
 @asynccontextmanager
 async def open_here(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The whole service in this process, for its one user: no keys, no haste."""
-    app = create_app(settings.model_copy(update={"api_keys": (), "api_keys_file": None, "deadline_ms": PATIENCE_MS}))
+    """The whole service in this process, for its one user: no keys, no haste, no body that is too long."""
+    ours = {"api_keys": (), "api_keys_file": None, "deadline_ms": PATIENCE_MS, "max_body_mib": LARGEST_BODY_MIB}
+    app = create_app(settings.model_copy(update=ours))
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

@@ -1,7 +1,7 @@
 """Threads beside the model's that read and draw pictures.
 
-Large pictures wait behind each other alone, and what waits is counted in time, as what waits for the model is: a crowd
-of them is told so at once, and not when all the work was done in vain.
+Large pictures, of more pixels than a tile has, wait behind each other alone, and what waits is counted in time, as what
+waits for the model is: a crowd of them is told so at once, and not when all the work was done in vain.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from app.batcher import QueueFull
 from app.memory import give_back_from_within
-from app.samples import SMALL_BYTES
 
 T = TypeVar("T")
 
@@ -27,20 +26,16 @@ class Decoders:
         self._large = ThreadPoolExecutor(threads, "decode-large")
         self._loop = asyncio.get_running_loop()
         self._pictures = 0  # large ones that wait or are being read; this and what follows: only the event loop writes
-        self._bytes = 0  # in them
+        self._megapixels = 0.0  # of them
         self._tidying: asyncio.TimerHandle | None = None
         self._closed = False
-        self._known_bytes = self._known_s = 0.0  # in those of late, and what reading them took
+        self._known_megapixels = self._known_s = 0.0  # of those of late, and what reading them took
 
-    def check_room(self, size: int, patience_s: float) -> None:
-        backlog_s = self._bytes * self._known_s / max(1.0, self._known_bytes) / self._threads
-        if size > SMALL_BYTES and backlog_s > patience_s:
-            raise QueueFull(f"{self._pictures} large pictures", backlog_s)
+    async def run(self, work: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._small, work)
 
-    async def run(self, work: Callable[[], T], size: int = 0) -> T:
-        """`size` is that of the picture's file; to draw one takes next to nothing."""
-        if size <= SMALL_BYTES:
-            return await self._loop.run_in_executor(self._small, work)
+    async def read_large(self, work: Callable[[], T], megapixels: float, patience_s: float) -> T:
+        self._check_room(patience_s)
         taken_s: list[float] = []
 
         def do_timed() -> T:
@@ -51,19 +46,25 @@ class Decoders:
                 taken_s.append(time.monotonic() - started_at)
 
         def settle(future: Future[T]) -> None:
-            self._loop.call_soon_threadsafe(self._note, size, sum(taken_s))
+            self._loop.call_soon_threadsafe(self._note, megapixels, sum(taken_s))
 
         self._pictures += 1
-        self._bytes += size
+        self._megapixels += megapixels
         future = self._large.submit(do_timed)
         future.add_done_callback(settle)  # also of one whose sender has gone, which keeps its thread until it is read
         return await asyncio.wrap_future(future)
 
-    def _note(self, size: int, taken_s: float) -> None:
+    def _check_room(self, patience_s: float) -> None:
+        if self._pictures and self._known_megapixels:
+            backlog_s = self._megapixels * self._known_s / self._known_megapixels / self._threads
+            if backlog_s > patience_s:
+                raise QueueFull(f"{self._pictures} large pictures", backlog_s)
+
+    def _note(self, megapixels: float, taken_s: float) -> None:
         self._pictures -= 1
-        self._bytes -= size
+        self._megapixels -= megapixels
         if taken_s:
-            self._known_bytes = _OLDER_WEIGHT * self._known_bytes + size
+            self._known_megapixels = _OLDER_WEIGHT * self._known_megapixels + megapixels
             self._known_s = _OLDER_WEIGHT * self._known_s + taken_s
         self._stop_tidying()
         if not self._pictures and not self._closed:

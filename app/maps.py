@@ -49,7 +49,10 @@ class Drawable:
 
 
 def choose_method(options: AttentionOptions, default: MapMethod) -> MapMethod:
-    """What the options mean. One that would be overlooked is refused: its map would be taken for another."""
+    """What the options mean. One that would be overlooked is refused: its map would be taken for another.
+
+    At its default it counts as not given, for the form of the API docs sends them all.
+    """
     given = [name for name in OWNERS if getattr(options, name) != AttentionOptions.model_fields[name].default]
     owners = {OWNERS[name] for name in given}
     if options.method and owners - {options.method}:

@@ -23,9 +23,10 @@ Respond = Callable[[Exception, Scope], Response]
 
 log = logging.getLogger(ACCESS)
 
-PROBES = ("/healthz", "/readyz", "/metrics")  # asked every few seconds: their log lines would bury the others
-GUARDED = ("/model", "/metrics")  # and every POST
 STATIC = "/static/"
+DOCUMENT = "/openapi.json"
+QUIET = ("/healthz", "/readyz", "/metrics", STATIC)  # asked so often that their log lines would bury the others
+GUARDED = ("/model", "/metrics")  # and every POST
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
 BUFFERED_BYTES = 1 << 16  # of a body that nobody reads uvicorn takes so many off the line
 
@@ -119,17 +120,23 @@ class Tracing:
             yield b"connection", b"close"
 
     def _account(self, scope: Scope, trace: Trace, status: int) -> None:
-        # The route's template: a path that matches none may be anything, and would be a label of its own.
-        route = getattr(scope.get("route"), "path", "none")
+        route = _name_route(scope)
         seconds = trace.elapsed_s()
         self.metrics.requests.labels(route, scope["method"], status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         self.metrics.observe_stages(trace.stages_s)
         if trace.problem:
             self.metrics.problems.labels(trace.problem).inc()
-        level = logging.DEBUG if route in PROBES and status < 400 else logging.INFO
+        level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "request", extra=_describe(scope, trace, route, status, seconds))
+
+
+def _name_route(scope: Scope) -> str:
+    """Never the path itself, which may be anything, and would be a label of its own."""
+    if scope["path"].startswith(STATIC):
+        return STATIC
+    return DOCUMENT if scope["path"] == DOCUMENT else getattr(scope.get("route"), "path", "none")
 
 
 def _describe(scope: Scope, trace: Trace, route: str, status: int, seconds: float) -> dict[str, object]:

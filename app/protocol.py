@@ -9,6 +9,7 @@ HEAD_S = 65  # balancers open connections ahead of need as well
 HEAD_BYTES = 1 << 16
 READ_S = 60  # so long an answer may lie unread
 REST_S = 30  # so long the rest of a body may come whose request is answered already
+HEAD_END = re.compile(rb"\r?\n\r?\n")  # bare line feeds are for the parser to judge
 UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 
@@ -35,13 +36,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_between_requests:
             data = self._head + data
-            head, end, rest = data.partition(b"\r\n\r\n")
+            end = HEAD_END.search(data)
             self._head = b"" if end else data
-            if len(head) > HEAD_BYTES:
+            head_bytes = end.start() if end else len(data)
+            if head_bytes > HEAD_BYTES:
                 return self.send_400_response(f"The head of the request has more than {HEAD_BYTES} bytes.")
             if not end:
                 return None
-            data = UPGRADE.sub(b"\r\nIgnored:", head) + end + rest
+            data = UPGRADE.sub(b"\r\nIgnored:", data[:head_bytes]) + data[head_bytes:]
         self._unparsed_bytes += len(data)
         super().data_received(data)
         if self._unparsed_bytes > HEAD_BYTES + len(data):  # of a head behind another request, as pipelining has it

@@ -154,7 +154,7 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
     service, trace = find_service(request), find_trace(request)
     options = options.model_copy(update={"method": choose_method(options, service.manifest.maps.default)})
     service.let_in(options)
-    media_type = choose_type([JSON, PNG, NPY], options.format, request.headers.get("accept", ""))
+    media_type = choose_type([JSON, PNG, NPY], options.format, read_accept(request))
     with trace.measure("upload"):
         upload = await read_image(request)
     async with attended(request, service.deadline_s):
@@ -218,7 +218,7 @@ async def features(request: Request, options: Annotated[schemas.FeatureOptions, 
     """What the model's last layer read, for clustering or for a classifier of one's own."""
     service, trace = find_service(request), find_trace(request)
     service.let_in(options)
-    media_type = choose_type([JSON, NPY], options.format, request.headers.get("accept", ""))
+    media_type = choose_type([JSON, NPY], options.format, read_accept(request))
     with trace.measure("upload"):
         upload = await read_image(request)
     async with attended(request, service.deadline_s):
@@ -227,6 +227,10 @@ async def features(request: Request, options: Annotated[schemas.FeatureOptions, 
         return Response(write_npy(row), media_type=NPY, headers={"Vary": "Accept"})
     answer = schemas.Features(features=row.tolist(), input=describe_input(sample), model=service.model)
     return Response(answer.model_dump_json(), media_type=JSON, headers={"Vary": "Accept"})
+
+
+def read_accept(request: Request) -> str:
+    return ",".join(request.headers.getlist("accept"))  # in as many lines as the client likes
 
 
 def write_npy(array: NDArray[np.float32]) -> bytes:

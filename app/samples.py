@@ -10,8 +10,7 @@ from model.artifact import Manifest
 from model.pixels import Picture, Tile, decode, to_tile
 from model.quality import Palette, Quality, measure_quality
 
-# Few tiles' files are larger, and few files so small hold many more pixels than a tile. What is larger may take longer
-# to read than the model to answer, and must not make tiles wait.
+# Few tiles' files are larger, and few files so small hold many more pixels than a tile.
 SMALL_BYTES = 1 << 17
 
 

@@ -52,8 +52,8 @@ class AttentionOptions(PredictOptions):
         None,
         description="`attention`: what one layer's class token looks at. `rollout`: the same through all layers. "
         "`evidence`: what each patch adds to the target's logit. `occlusion`: how far the logit falls without it. "
-        "Unset: attention where a layer, a head or `layout=heads` is asked for, occlusion where `masks` are, else the "
-        "one that the artefact recommends. A network without tokens has neither attention nor rollout: "
+        "Unset: attention where a layer, one head or `layout=heads` is asked for, occlusion where `masks` is 100, else "
+        "the one that the artefact recommends. A network without tokens has neither attention nor rollout: "
         "`maps.methods` of `GET /model` lists what there is.",
     )
     target: str | None = Field(

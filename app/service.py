@@ -33,9 +33,9 @@ Graph = Literal["predict", "explain"]
 Work = Literal[Graph, "errand"]
 T = TypeVar("T")
 
-# A picture of SMALL_BYTES and so many pixels is read by the thread that then calls the model: handing it over would
-# cost more than reading it, which takes less than a model call, or two of a hostile one. What is larger is read beside
-# the model. Small files with more pixels have waited in vain, and wait again.
+# More pixels may take longer to read than the model to answer. One with fewer and of SMALL_BYTES at most is read by
+# the thread that then calls the model: handing it over would cost more than reading it, which takes less than a model
+# call, or two of a hostile one. So small a file with more pixels has waited in vain, and waits again.
 SMALL_MEGAPIXELS = 0.3
 # So many such pictures a thread takes on at once where a crowd waits: what it does beside the model's calls then finds
 # its code and data in the caches, where a call leaves nothing else behind.
@@ -178,6 +178,7 @@ class Service:
         self.model = describe_model(classifier, classifier.precision)
         self._explaining_model = describe_model(classifier, classifier.explain_precision)
         self.deadline_s = settings.deadline_ms / 1000
+        self._small_megapixels = min(SMALL_MEGAPIXELS, settings.max_megapixels)
         self.batcher = batcher
         # Beside a GPU call there are cores to read with, and a batch must not wait for one of its pictures.
         self._runs_errands = classifier.device == "cpu" and batcher.limits["predict"] == 1
@@ -307,8 +308,7 @@ class Service:
     async def _send(
         self, data: bytes, trace: Trace, mpp: float | None, answer: Callable[[Sample, list[Predictions]], T]
     ) -> T:
-        limit = min(SMALL_MEGAPIXELS, self.settings.max_megapixels)
-        errand = Errand(lambda: self._read(data, mpp, limit), answer, Trace(trace.request_id))
+        errand = Errand(lambda: self._read(data, mpp, self._small_megapixels), answer, Trace(trace.request_id))
         with self._reserve(1) as reservation:
             try:
                 found = await self.batcher.submit(reservation, "errand", [errand])
@@ -323,11 +323,17 @@ class Service:
 
     async def _take_sample(self, data: bytes, options: PredictOptions | FeatureOptions, trace: Trace) -> Sample:
         """Looks for room at the model before, but takes none: others would be refused it for seconds."""
-        self._decoders.check_room(len(data), self.deadline_s)
         self.batcher.check_room(count_places(options), self.deadline_s)
         with trace.measure("decode"):
-            read = partial(self._read, data, options.mpp, self.settings.max_megapixels)
-            return await self._decoders.run(read, len(data))
+            try:
+                return await self._decoders.run(partial(self._read, data, options.mpp, self._small_megapixels))
+            except ImageTooLarge as refusal:
+                megapixels = refusal.megapixels
+            limit = self.settings.max_megapixels
+            read = partial(self._read, data, options.mpp, limit)
+            if megapixels > limit:  # to be refused takes no time
+                return await self._decoders.run(read)
+            return await self._decoders.read_large(read, megapixels, self.deadline_s)
 
     def _read(self, data: bytes, mpp: float | None, max_megapixels: float) -> Sample:
         return take_sample(data, self.manifest, mpp, max_megapixels, self._palette)

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -69,6 +70,7 @@ class Family:
         if self._stopping:  # nothing is logged here: the signal may have come in the middle of another line
             for worker in self._workers:
                 worker.kill()
+            shutil.rmtree(self._metrics_folder, ignore_errors=True)
             os._exit(1)
         self._end()
 

@@ -4,6 +4,8 @@ Training writes it, the service reads it. It either verifies to the last byte or
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -221,7 +223,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise CorruptArtifact(f"{folder} holds no {MANIFEST}: it is no artefact; `tissue-train export` writes one")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        with reading(path):
+            return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CorruptArtifact(f"{path} is not a manifest of format {FORMAT}: {error}") from error
 
@@ -235,12 +238,22 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
         path = folder / file.path
         if not path.is_file():
             raise CorruptArtifact(f"{path} is missing, though the manifest lists it")
-        found = digest(path)
+        with reading(path):
+            found = digest(path)
         if found != file.sha256:
             raise CorruptArtifact(
                 f"{path} is not the file the manifest lists: expected sha256 {file.sha256} ({file.bytes} bytes), "
                 f"found {found} ({path.stat().st_size} bytes); get the artefact again"
             )
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A container's user often mustn't read what somebody else has put there."""
+    try:
+        yield
+    except OSError as error:
+        raise CorruptArtifact(f"{path} can't be read: {error.strerror}") from error
 
 
 def describe_file(path: Path, role: Role, precision: Precision | None = None) -> File:

@@ -3,6 +3,7 @@
 Letters: N batch, S tile side, G patches along a side, T = 1 + G*G tokens, M patches looked at, D width.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -31,6 +32,20 @@ class Scaling(nn.Module):
 def by_channel(values: tuple[float, float, float]) -> Tensor:
     """(3, 1, 1); or (1,) where all are alike, with which the graph is 4 % faster."""
     return torch.tensor(values).view(3, 1, 1) if len(set(values)) > 1 else torch.tensor(values[:1])
+
+
+def refuse_remainder(whole: str, size: int, part: str, divisor: int) -> None:
+    if size % divisor:
+        fitting = [n for n in range(1, size + 1) if size % n == 0]
+        raise ValueError(f"{whole} {size} is not a multiple of {part} {divisor}; {part} may be one of {fitting}")
+
+
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(Q K^T / sqrt(d_k)), equation 1 of Vaswani et al. (arXiv 1706.03762)."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (N, H, T, T)
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(dim=-1)
 
 
 class Mlp(nn.Module):

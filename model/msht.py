@@ -6,7 +6,6 @@ the values from the tokens. Differences to the paper: sizes, a grid of 10 x 10, 
 Letters: N batch, S tile side, G = S/15, T = 1 + G*G tokens, C channels of a stage, D width, H heads, K classes.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,7 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import DropPath, Mlp, Pooling, Residual, Scaling, initialise, pool, removal_bias, select
+from model.layers import (
+    DropPath,
+    Mlp,
+    Pooling,
+    Residual,
+    Scaling,
+    attention_weights,
+    initialise,
+    pool,
+    refuse_remainder,
+    removal_bias,
+    select,
+)
 
 STAGE_STRIDES = (1, 1, 5, 1)  # after the stem's 3: 50, 50, 10 and 10 cells a side on a tile of 150 px
 POOLINGS = (5, 5, 1, 1)  # from a stage's cells to the grid of the tokens
@@ -37,8 +48,7 @@ class MSHTConfig:
     def __post_init__(self) -> None:
         if self.tile_px % PATCH_PX:
             raise ValueError(f"the stages stride by 3 and 5, so tile_px must be a multiple of 15, not {self.tile_px}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        refuse_remainder("width", self.width, "heads", self.heads)
 
     @property
     def grid(self) -> int:
@@ -138,8 +148,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         q, k, v = self.split(self.q(queries)), self.split(self.k(keys)), self.values(values)  # each (N, H, T, D/H)
         if need_weights:
-            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (N, H, T, T)
-            weights = (scores if bias is None else scores + bias).softmax(dim=-1)
+            weights = attention_weights(q, k, bias)
             mixed = weights @ v
         else:  # the same in one fused kernel that keeps its weights to itself
             weights = None

@@ -74,6 +74,7 @@ FOREIGN = {
     re.compile(rb"\s*(<\?xml.*?)?<svg", re.DOTALL): "an SVG drawing",
     re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE): "a web page",
     re.compile(rb"PK\x03\x04"): "a ZIP archive",
+    re.compile(rb"\x1f\x8b"): "gzip-compressed data, which isn't unpacked here",
     re.compile(rb"data:image/|iVBORw0KGgo|/9j/"): "base64 text instead of the image's bytes",
 }
 PNG_END = b"IEND\xaeB`\x82"
@@ -90,11 +91,13 @@ UPRIGHT = {  # EXIF orientation -> what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 
-APERIO_MPP = re.compile(r"\bMPP\s*=\s*([\d.]+)")
+APERIO_MPP = re.compile(r"\bMPP\s*=\s*([\d.,]+)")
+IMAGEJ_UNIT = re.compile(r"^ImageJ=.*^unit=(\S+)$", re.DOTALL | re.MULTILINE)
 OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^<>]*>")
 OME_SIZE = re.compile(r'\b(PhysicalSize[XY](?:Unit)?)="([^"]*)"')
 MICRO = ("u", "\u00b5", "\u03bc", "\u00c2\u00b5", "\u00ce\u00bc")  # the last two: UTF-8 that Pillow read as Latin-1
 UNIT_UM = {f"{micro}m": 1.0 for micro in MICRO} | {"nm": 1e-3, "mm": 1e3, "cm": 1e4}
+IMAGEJ_UM = UNIT_UM | {name: 1.0 for name in ("micron", "microns", r"\u00B5m")}  # the last as it stands there
 
 
 class ImageRefused(ValueError):
@@ -113,7 +116,11 @@ class UndecodableImage(ImageRefused): ...
 class AnimatedImage(ImageRefused): ...
 
 
-class ImageTooLarge(ImageRefused): ...
+class ImageTooLarge(ImageRefused):
+    def __init__(self, text: str, megapixels: float = math.inf) -> None:
+        """`megapixels`: as many as the work would be for."""
+        super().__init__(text)
+        self.megapixels = megapixels
 
 
 class ImageTooSmall(ImageRefused): ...
@@ -252,11 +259,10 @@ def check_frames(image: ImageFile) -> None:
 def check_size(image: ImageFile, max_megapixels: float) -> None:
     width, height = image.size
     came = f"The image has {width} x {height} px"
-    if width * height > max_megapixels * 1e6:
-        raise ImageTooLarge(
-            f"{came}, {width * height / 1e6:.1f} megapixels; at most {max_megapixels:g} are accepted."
-            " Send a smaller field."
-        )
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        text = f"{came}, {megapixels:.1f} megapixels; at most {max_megapixels:g} are accepted. Send a smaller field."
+        raise ImageTooLarge(text, megapixels)
     if min(width, height) < MIN_SIDE_PX:
         raise ImageTooSmall(f"{came}; its shorter side must have at least {MIN_SIDE_PX}. Send a larger field.")
     if max(width, height) > MAX_SIDE_RATIO * min(width, height):
@@ -270,19 +276,23 @@ def check_cost(image: ImageFile, data: bytes, max_megapixels: float) -> None:
     """A small file can make its decoder work, or allocate, as for a huge one."""
     if isinstance(image, JpegImageFile):
         scans = data.count(START_OF_SCAN)  # pixel data never holds these two bytes
-        if scans * image.width * image.height > MAX_SCANS * max_megapixels * 1e6:
-            raise ImageTooLarge(f"The JPEG draws its pixels in {scans} scans. Save it again as a PNG.")
+        megapixels = scans * image.width * image.height / MAX_SCANS / 1e6
+        if megapixels > max_megapixels:
+            text = f"The JPEG draws its pixels in {scans} scans. Save it again as a PNG."
+            raise ImageTooLarge(text, megapixels)
     if isinstance(image, BmpImageFile) and image.tile[0].codec_name == "bmp_rle":
         # unpacked by Pillow byte by byte in Python: 14 s for 30 MB
         raise UndecodableImage("The BMP is run-length encoded. Save it again without compression, or as a PNG.")
     if isinstance(image, TiffImageFile):
         with refusing(image.format, "header"):
             width, height = (int(image.tag_v2.get(tag, 0)) for tag in (Base.TileWidth, Base.TileLength))
-        if width * height > max_megapixels * 1e6:
-            raise ImageTooLarge(
+        megapixels = width * height / 1e6
+        if megapixels > max_megapixels:
+            text = (
                 f"The TIFF is stored in blocks of {width} x {height} px; at most {max_megapixels:g} megapixels are"
                 " accepted. Save it again as a PNG."
             )
+            raise ImageTooLarge(text, megapixels)
 
 
 def check_end(image: ImageFile, data: bytes) -> None:
@@ -321,6 +331,10 @@ def read_pixels(image: ImageFile) -> tuple[np.ndarray, list[Note]]:
 def channel_bits(image: ImageFile) -> int:
     if isinstance(image, TiffImageFile):
         bits = max(image.tag_v2.get(Base.BitsPerSample, (1,)))
+        if bits > 8 and image.tag_v2.get(Base.PhotometricInterpretation) == 0:
+            raise UndecodableImage(  # Pillow 13 doesn't turn these round
+                f"The TIFF stores {bits}-bit greys of which 0 is white. Save it as an 8-bit RGB PNG."
+            )
         if bits > 8 and image.tag_v2.get(Base.PlanarConfiguration) == 2 and image.info["compression"] == "raw":
             raise UndecodableImage(  # Pillow 13 takes the bytes of such planes for pixels
                 f"The TIFF stores {bits}-bit colours in separate planes. Save it as an 8-bit RGB PNG."
@@ -403,15 +417,19 @@ def read_mpp(image: ImageFile) -> tuple[float | None, list[Note]]:
 
 
 def described_mpp(image: ImageFile) -> tuple[float, float] | None:
-    """From a TIFF's description, where Aperio writes `MPP = 0.499` and OME its XML."""
+    """From a TIFF's description: Aperio's `MPP = 0.499`, OME's XML, or the unit that ImageJ's resolution is in."""
     if not isinstance(image, TiffImageFile):
         return None
     text = image.tag_v2.get(Base.ImageDescription)
     if not isinstance(text, str):
         return None
-    with contextlib.suppress(KeyError, ValueError):  # no number, or not a unit of length
+    with contextlib.suppress(KeyError, TypeError, ValueError, ArithmeticError):  # no number, or not a unit of length
         if aperio := APERIO_MPP.search(text):
-            return float(aperio[1]), float(aperio[1])
+            um = float(aperio[1].replace(",", "."))
+            return um, um
+        if imagej := IMAGEJ_UNIT.match(text):
+            x, y = (float(image.tag_v2[tag]) for tag in (Base.XResolution, Base.YResolution))
+            return IMAGEJ_UM[imagej[1]] / x, IMAGEJ_UM[imagej[1]] / y
         if pixels := OME_PIXELS.search(text):
             return ome_mpp(dict(OME_SIZE.findall(pixels[0])))
     return None

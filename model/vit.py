@@ -5,7 +5,6 @@ What is not particular to it, such as the MLP, is in `layers.py`.
 Letters: N batch, S tile side, P patch side, G = S/P, T = 1 + G*G tokens, D width, H heads, L layers, K classes.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,7 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.efficientnet import EfficientStem
-from model.layers import DropPath, Mlp, Pooling, Scaling, initialise, mean_of_patches, pool, removal_bias, select
+from model.layers import (
+    DropPath,
+    Mlp,
+    Pooling,
+    Scaling,
+    attention_weights,
+    initialise,
+    mean_of_patches,
+    pool,
+    refuse_remainder,
+    removal_bias,
+    select,
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,6 @@ class ViTConfig:
     @property
     def head_width(self) -> int:
         return 2 * self.width if self.pool == "both" else self.width
-
-
-def refuse_remainder(whole: str, size: int, part: str, divisor: int) -> None:
-    if size % divisor:
-        fitting = [n for n in range(1, size + 1) if size % n == 0]
-        raise ValueError(f"{whole} {size} is not a multiple of {part} {divisor}; {part} may be one of {fitting}")
 
 
 class Output(NamedTuple):
@@ -111,14 +116,6 @@ def build_stem(config: ViTConfig) -> nn.Module:
             return ConvStem(config)
         case "efficientnet":
             return EfficientStem(config.tile_px, config.grid, config.width)
-
-
-def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(Q K^T / sqrt(d_k)), equation 1 of Vaswani et al. (arXiv 1706.03762)."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (N, H, T, T)
-    if bias is not None:
-        scores = scores + bias
-    return scores.softmax(dim=-1)
 
 
 class Attention(nn.Module):

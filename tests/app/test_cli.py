@@ -1,3 +1,4 @@
+import asyncio
 import csv
 import io
 import json
@@ -16,7 +17,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from app import schemas
-from app.__main__ import cli, find_pictures
+from app.__main__ import ask_for_all, cli, find_pictures
+from app.client import open_here
 from app.export import list_columns
 from app.settings import Settings
 from model.artifact import read_manifest
@@ -170,6 +172,26 @@ def test_rows_go_to_stdout_while_progress_is_shown(tiles):
     assert ended.stdout.count("\n") == 2
 
 
+def test_a_name_that_is_no_utf8_ends_no_csv(tiles):
+    odd = os.fsdecode(os.fsencode(tiles) + b"/bad\xff.png")
+    command = [sys.executable, "-m", "app", "predict", odd, str(tiles / "b.png"), "--format", "csv"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", env=strict)
+    assert [row["file"] for row in csv.DictReader(io.StringIO(ended.stdout))] == [
+        str(tiles / r"bad\udcff.png"),
+        str(tiles / "b.png"),
+    ], "the first as a table and JSON have it"
+    assert ended.returncode == 1 and ended.stderr.endswith("tissue: 1 of 2 failed\n")
+
+
+@pytest.mark.parametrize(("form", "kept"), [("csv", 0), ("jsonl", 0), ("json", 3), ("table", 3)])
+def test_rows_that_are_printed_are_not_kept(tiles, artifact, form, kept):
+    pictures = [tiles / "b.png", tiles / "broken.png", tiles / "deeper/a.TIF"]
+    here = open_here(Settings(artifact=artifact))
+    outcome = asyncio.run(ask_for_all(here, pictures, {"mpp": None}, form, False, False, lambda: None))
+    assert (len(outcome.unprinted), outcome.count, list(outcome.failed)) == (kept, 3, [str(tiles / "broken.png")])
+
+
 @pytest.fixture
 def field(tmp_path: Path) -> Path:
     """Three by two tiles, and not enough at the right and at the bottom for more."""
@@ -246,6 +268,38 @@ def test_predict_keeps_the_features_of_each_picture(tiles, tmp_path):
     assert is_one_sentence(run("predict", tiles / "b.png", "--features", tmp_path / "features.csv"))
 
 
+def test_features_go_to_the_very_file_that_is_named(tiles, tmp_path):
+    file = tmp_path / "features.NPY"
+    file.write_bytes(b"of another run, " * 10_000)
+    assert run("predict", tiles / "b.png", "--features", file).exit_code == 0
+    assert [path.name for path in tmp_path.glob("*.*")] == ["features.NPY"]
+    assert np.load(file).shape == (1, 32)
+
+
+@pytest.mark.parametrize("place", ["nowhere/rows.npy", "deeper.npy", "x" * 300 + ".npy"])
+def test_nothing_is_asked_whose_features_cannot_be_written(tiles, place):
+    (tiles / "deeper").rename(tiles / "deeper.npy")
+    result = run("predict", tiles / "b.png", "--features", tiles / place, "--url", "http://127.0.0.1:1")
+    assert is_one_sentence(result) and f"{tiles / place} can't be written: " in result.stderr
+
+
+def test_features_that_were_there_outlive_a_run_that_fails(tiles, tmp_path):
+    (tmp_path / "rows.npy").write_bytes(b"of another run")
+    run("predict", tiles / "b.png", "--features", tmp_path / "rows.npy", "--url", "http://127.0.0.1:1")
+    assert (tmp_path / "rows.npy").read_bytes() == b"of another run"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_answers_are_not_lost_with_the_features(tiles, tmp_path):
+    (tmp_path / "rows.npy").symlink_to("/dev/full")
+    pictures = [tiles / "b.png", tiles / "broken.png"]
+    result = run("predict", *pictures, "--format", "json", "--features", tmp_path / "rows.npy")
+    assert [item["file"] for item in json.loads(result.stdout)] == [str(picture) for picture in pictures]
+    broken, unwritten = result.stderr.splitlines()
+    assert result.exit_code == 1 and broken.startswith(f"{tiles / 'broken.png'}: ")
+    assert unwritten == f"tissue: {tmp_path / 'rows.npy'} can't be written: No space left on device"
+
+
 def test_names_command_no_terminal_and_long_ones_no_traceback(tiles):
     odd = (tiles / "b.png").rename(tiles / "\x1b[31mb.png")
     result = run("predict", odd, tiles / ("x" * 300 + ".png"))
@@ -269,6 +323,15 @@ def test_folders_and_globs_are_the_pictures_in_them(tiles):
     bracketed, single = b.rename(tiles / "[1].png"), broken.rename(tiles / "1.png")
     assert find_pictures([str(bracketed), str(single)]) == [bracketed, single], "a file is no glob"
     assert find_pictures([f"{tiles}/*.webp"]) == [tiles / "*.webp"]
+
+
+def test_what_a_dot_hides_in_a_folder_is_no_picture_of_it(tiles):
+    hidden = tiles / ".Trashes"
+    hidden.mkdir()
+    for file in (tiles / "._b.png", hidden / "c.png", tiles / "deeper/._a.TIF"):
+        file.write_bytes(b"\0\5\x16\7 what a Mac keeps beside a file")
+    assert find_pictures([str(tiles)]) == [tiles / "b.png", tiles / "broken.png", tiles / "deeper/a.TIF"]
+    assert find_pictures([str(hidden), str(tiles / "._b.png")]) == [hidden / "c.png", tiles / "._b.png"], "named"
 
 
 def test_folder_without_pictures_is_a_failure(tmp_path):
@@ -314,6 +377,16 @@ def test_attention_of_a_service_is_the_same(tiles, tmp_path, service):
     assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
 
 
+def test_attention_reads_a_pipe_as_predict_does(tmp_path):
+    reads, writes = os.pipe()
+    with open(writes, "wb") as end:
+        Image.fromarray(draw_tile("Tumor", 7, 64)).save(end, "PNG")  # small enough for a pipe to hold
+    result = run("attention", f"/dev/fd/{reads}", "-o", tmp_path / "map.json")
+    os.close(reads)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "map.json").read_text())["prediction"]["input"]["width"] == 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -321,7 +394,12 @@ def test_attention_of_a_service_is_the_same(tiles, tmp_path, service):
         (["attention", "b.png", "-o", "nowhere/map.png"], "can't be written"),
         (["attention", "b.png", "-o", "map.png", "--method", "attention", "--layer", "99"], "layer 99"),
         (["attention", "b.png", "-o", "map.png", "--target", "Moon"], "Moon"),
-        (["attention", "none.png", "-o", "map.png"], "none.png can't be read"),
+        (["attention", "none.png", "-o", "map.png"], "the file can't be read: No such file"),
+        (["attention", "x" * 300 + ".png", "-o", "map.png"], "the file can't be read: File name too long"),
+        (["attention", "deeper", "-o", "map.png"], "deeper is a folder"),
+        (["attention", "/dev/null", "-o", "map.png"], "0 bytes came"),
+        (["predict", ""], "empty"),
+        (["predict", "b.png", ""], "empty"),
         (["predict", "b.png", "--url", "http://127.0.0.1:1"], "nobody answers at http://127.0.0.1:1"),
         (["predict", "b.png", "--url", "127.0.0.1:8000"], "http://"),
         (["predict", "b.png", "--url", "http://127.0.0.1:1", "--artifact", "x"], "--artifact"),

@@ -182,6 +182,15 @@ def test_ctrl_c_ends_it_without_a_server_too(tiny_artifact: Path, png: bytes, tm
         asyncio.run(ask_until_cancelled())
 
 
+def test_without_a_server_no_body_is_too_large(tiny_artifact: Path, png: bytes):
+    async def ask_here() -> httpx.Response:
+        async with open_here(Settings(artifact=tiny_artifact, max_body_mib=0.001)) as service:
+            return await ask(service, "/predict", png, {})
+
+    assert len(png) > 0.001 * 2**20
+    assert asyncio.run(ask_here()).is_success
+
+
 def test_an_option_that_is_wrong_for_all_ends_it(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"bytes")
     problem = {"detail": "no such coverage", "code": "coverage_unavailable"}

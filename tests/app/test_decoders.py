@@ -6,9 +6,6 @@ import pytest
 
 from app.batcher import QueueFull
 from app.decoders import Decoders
-from app.samples import SMALL_BYTES
-
-MIB = 1 << 20
 
 
 def with_decoders(threads: int, scenario: Callable[[Decoders, threading.Event], Awaitable[None]]) -> None:
@@ -31,30 +28,28 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_who_would_wait_too_long_is_refused_at_once():
     async def scenario(decoders: Decoders, gate: threading.Event) -> None:
-        decoders.check_room(MIB, patience_s=0)  # nothing is known yet, and nobody waits
-        decoders._known_bytes, decoders._known_s = MIB, 0.3
-        jobs = [asyncio.create_task(decoders.run(gate.wait, MIB)) for _ in range(20)]
+        # Nothing is known yet, so these are let in.
+        jobs = [asyncio.create_task(decoders.read_large(gate.wait, 10, patience_s=0)) for _ in range(20)]
         await asyncio.sleep(0)
-        decoders.check_room(MIB, patience_s=3)
+        decoders._known_megapixels, decoders._known_s = 10, 0.3
         with pytest.raises(QueueFull, match="20 large pictures are waiting already; try again in 3 s") as refused:
-            decoders.check_room(MIB, patience_s=2.9)
+            await decoders.read_large(gate.wait, 10, patience_s=2.9)
         assert refused.value.retry_after_s == 3
+        jobs.append(asyncio.create_task(decoders.read_large(gate.wait, 10, patience_s=3)))
+        await asyncio.sleep(0)
         gate.set()
         assert all(await asyncio.gather(*jobs))
-        await until(lambda: decoders._bytes == 0)
-        decoders.check_room(MIB, patience_s=0)
+        await until(lambda: decoders._pictures == 0)
+        assert await decoders.read_large(lambda: "read", 1000, patience_s=0)  # nobody waits
 
     with_decoders(2, scenario)
 
 
 def test_small_pictures_do_not_wait_behind_large_ones():
     async def scenario(decoders: Decoders, gate: threading.Event) -> None:
-        decoders._known_bytes, decoders._known_s = MIB, 100
-        large = [asyncio.create_task(decoders.run(gate.wait, MIB)) for _ in range(3)]
+        large = [asyncio.create_task(decoders.read_large(gate.wait, 10, patience_s=0)) for _ in range(3)]
         await asyncio.sleep(0)
-        decoders.check_room(SMALL_BYTES, patience_s=0)
-        assert await decoders.run(lambda: "small", SMALL_BYTES) == "small"
-        assert await decoders.run(lambda: "drawn") == "drawn"
+        assert await decoders.run(lambda: "small") == "small"
         assert not any(job.done() for job in large)
 
     with_decoders(1, scenario)
@@ -66,35 +61,37 @@ def test_what_reading_takes_is_learnt_from_failures_and_from_those_whose_sender_
 
     async def scenario(decoders: Decoders, gate: threading.Event) -> None:
         with pytest.raises(ArithmeticError):
-            await decoders.run(fail, MIB)
-        await until(lambda: decoders._known_bytes == MIB)
+            await decoders.read_large(fail, 10, patience_s=0)
+        await until(lambda: decoders._known_megapixels == 10)
         entered = threading.Event()
 
         def enter() -> None:
             entered.set()
             gate.wait()
 
-        running, waiting = (asyncio.create_task(decoders.run(work, MIB)) for work in (enter, gate.wait))
+        running, waiting = (
+            asyncio.create_task(decoders.read_large(work, 10, patience_s=9)) for work in (enter, gate.wait)
+        )
         await asyncio.to_thread(entered.wait)
         for job in (running, waiting):
             job.cancel()
-        await until(lambda: decoders._bytes == MIB)  # the one that has its thread keeps it
+        await until(lambda: decoders._megapixels == 10)  # the one that has its thread keeps it
         gate.set()
-        await until(lambda: decoders._bytes == 0)
-        assert decoders._known_bytes == pytest.approx(1.9 * MIB)
-        assert decoders._pictures == 0
+        await until(lambda: decoders._pictures == 0)
+        assert decoders._known_megapixels == pytest.approx(19)
+        assert decoders._megapixels == 0
 
     with_decoders(1, scenario)
 
 
 def test_what_ends_after_the_end_starts_nothing_more():
     async def scenario(decoders: Decoders, gate: threading.Event) -> None:
-        job = asyncio.create_task(decoders.run(gate.wait, MIB))
+        job = asyncio.create_task(decoders.read_large(gate.wait, 10, patience_s=0))
         await asyncio.sleep(0)
         gate.set()
         decoders.close()
         assert await job
-        await until(lambda: decoders._bytes == 0)
+        await until(lambda: decoders._pictures == 0)
         assert decoders._tidying is None
 
     with_decoders(1, scenario)

@@ -62,6 +62,16 @@ def test_a_head_may_come_in_pieces_but_not_without_end(talk):
     assert talk(scenario) == ["/"]
 
 
+def test_a_head_of_bare_line_feeds_is_answered_at_once(talk):
+    async def scenario(connect) -> None:
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\nHost: x\n\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 ")  # whatever the parser makes of it
+        writer.close()
+
+    talk(scenario)
+
+
 def test_an_answer_that_nobody_reads_is_given_up(talk, monkeypatch):
     monkeypatch.setattr("app.protocol.READ_S", 0.05)
 

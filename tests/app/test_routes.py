@@ -51,18 +51,33 @@ def test_the_answer_is_the_same_whoever_reads_the_picture(client, png, monkeypat
     assert client.post_image("/predict", png).json() == by_the_model
 
 
-def test_many_pixels_in_few_bytes_are_read_beside_the_model(client, monkeypatch):
+@pytest.mark.parametrize("path", ["/predict", "/predict?tta=true", "/attention", "/features"])
+def test_many_pixels_in_few_bytes_are_read_with_the_large(client, monkeypatch, path):
     flat = encode(np.full((1200, 1200, 3), 230, np.uint8))
     assert len(flat) < SMALL_BYTES
-    limits = []
+    limits, large = [], []
+    decoders = client.app.state.service._decoders
+    read_large = decoders.read_large
 
     def take_sample(data, manifest, mpp, max_megapixels, palette):
         limits.append(max_megapixels)
         return samples.take_sample(data, manifest, mpp, max_megapixels, palette)
 
+    def note_large(work, megapixels, patience_s):
+        large.append(megapixels)
+        return read_large(work, megapixels, patience_s)
+
     monkeypatch.setattr(service, "take_sample", take_sample)
-    assert client.post_image("/predict", flat).json()["input"]["width"] == 1200
-    assert limits == [service.SMALL_MEGAPIXELS, 50]
+    monkeypatch.setattr(decoders, "read_large", note_large)
+    assert client.post_image(path, flat).status_code == 200
+    assert {*limits[:-1]} == {service.SMALL_MEGAPIXELS} and limits[-1] == 50
+    assert large == [1.44]
+
+
+def test_too_many_pixels_are_refused_without_waiting_among_the_large(client, monkeypatch):
+    monkeypatch.setattr(client.app.state.service._decoders, "read_large", None)
+    response = client.post_image("/attention", encode(np.zeros((7200, 7200), np.uint8)))
+    assert response.status_code == 413 and "at most 50 are accepted" in response.json()["detail"]
 
 
 def test_raw_and_form_get_the_same_answer(client, png):
@@ -215,6 +230,8 @@ def test_the_form_of_a_map(client, png):
     grid = np.load(io.BytesIO(client.post_image(path + "&format=npy", png).content))
     assert grid.dtype == np.float32
     assert grid.tolist() == client.post_image(path, png).json()["grid"]
+    two_lines = client.post(path, content=png, headers=[("Accept", "text/html"), ("Accept", "image/png")])
+    assert two_lines.headers["content-type"] == "image/png"
     refused = client.post_image(path, png, headers={"Accept": "text/html"})
     assert refused.status_code == 406 and refused.json()["code"] == "not_acceptable"
 
@@ -391,11 +408,15 @@ def test_metrics_count_what_happened(tiny_artifact, png):
         label = client.post_image("/predict?tta=true", png).json()["label"]
         client.post_image("/predict", b"rubbish")
         client.get("/no/such/path")
+        client.get("/static/no-such-file.js")
+        client.get("/openapi.json")
         text = client.get("/metrics").text
     for line in (
         'tissue_requests_total{method="POST",route="/predict",status="200"} 1.0',
         'tissue_requests_total{method="POST",route="/predict",status="415"} 1.0',
         'tissue_requests_total{method="GET",route="none",status="404"} 1.0',
+        'tissue_requests_total{method="GET",route="/static/",status="404"} 1.0',
+        'tissue_requests_total{method="GET",route="/openapi.json",status="200"} 1.0',
         'tissue_problems_total{code="unsupported_format"} 1.0',
         'tissue_stage_seconds_count{stage="decode"} 2.0',
         'tissue_stage_seconds_count{stage="infer"} 1.0',

@@ -78,12 +78,15 @@ def test_sigterm_ends_all_with_status_0(tiny_artifact, png):
         assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
 
 
-def test_a_second_signal_kills_all(tiny_artifact):
+def test_a_second_signal_kills_all_and_leaves_nothing(tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with start(ready=2, artifact=tiny_artifact, workers=2, drain_ms=60_000) as process:
         process.send(signal.SIGTERM)
         process.wait_for("stopping", count=2)
+        assert [path.name[:14] for path in tmp_path.iterdir()] == ["tissue-metrics"]
         process.send(signal.SIGTERM)
         assert process.wait() == 1
+        assert not list(tmp_path.iterdir())
 
 
 def test_workers_leave_when_their_parent_is_killed(tiny_artifact):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,15 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
         read_manifest(tmp_path)
     with pytest.raises(CorruptArtifact, match=r"there is none .*tissu$"):
         read_manifest(tmp_path / "tissu")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that exists and can't be read, by anybody")
+@pytest.mark.parametrize("name", [MANIFEST, "predict.onnx"])
+def test_a_file_that_cannot_be_read_is_named(artifact, name):
+    (artifact / name).unlink()
+    (artifact / name).symlink_to("/proc/self/mem")
+    with pytest.raises(CorruptArtifact, match=f"{name} can't be read: Input/output error"):
+        verify_files(read_manifest(artifact), artifact)
 
 
 def test_unknown_keys_are_refused(artifact):

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from model.layers import DropPath, Mlp, Residual, Scaling, patch_shares, pool
+from model.layers import DropPath, Mlp, Residual, Scaling, attention_weights, patch_shares, pool
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,) * 3, (0.5,) * 3), ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))])
@@ -47,3 +49,9 @@ def test_the_head_reads_the_tokens_it_is_told_to_and_none_that_was_removed():
     torch.testing.assert_close(pool(tokens, keep, "both"), torch.cat([tokens[:, 0], mean], dim=1))
     torch.testing.assert_close(pool(tokens, None, "mean"), tokens[:, 1:].mean(dim=1))
     assert (patch_shares(torch.zeros(1, 4, dtype=torch.bool)) == 0).all()  # where none is left, none counts
+
+
+def test_attention_scores_are_scaled_by_the_root_of_the_head_width():
+    q, k = torch.ones(1, 1, 2, 16), torch.tensor([[[[0.0] * 16, [1.0] * 16]]])
+    odds = math.exp(16 / math.sqrt(16))
+    assert attention_weights(q, k, None)[0, 0, 0, 1].item() == pytest.approx(odds / (1 + odds))

@@ -491,6 +491,16 @@ def test_16_bit_planes_that_pillow_would_garble_are_refused():
         decode(tiff(tags, bytes(9600)))
 
 
+@pytest.mark.parametrize("compression", [1, 8])
+def test_deep_greys_that_pillow_would_leave_inverted_are_refused(compression):
+    body = bytes(3200) if compression == 1 else zlib.compress(bytes(3200))
+    tags = {256: short(40), 257: short(40), 258: short(16), 259: short(compression), 262: short(0), 277: short(1)}
+    tags |= {273: long(0), 278: short(40), 279: long(len(body))}
+    tags[273] = long(len(tiff(tags)))
+    with pytest.raises(UndecodableImage, match="16-bit greys of which 0 is white"):
+        decode(tiff(tags, body))
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_print_colours_are_converted_with_white_as_white(kind):
     inks = Image.new("CMYK", (40, 40), (0, 0, 0, 0))
@@ -562,6 +572,12 @@ def test_a_description_of_a_hundred_thousand_openings_takes_no_time():
     assert decode(rgb_tiff(t270=(2, b"<Pixels " * 100_000))).tag_mpp is None
 
 
+def imagej(unit: str, numerator: int = 4, denominator: int = 1) -> bytes:
+    text = f"ImageJ=1.54f\nunit={unit}\nmin=0.0\nmax=255.0\n\0".encode("latin-1")
+    pixels_a_unit = rational(numerator, denominator)
+    return rgb_tiff(t270=(2, text), t282=pixels_a_unit, t283=pixels_a_unit, t296=short(1))
+
+
 def rational(numerator: int, denominator: int = 1) -> tuple[int, bytes]:
     return 5, struct.pack("<LL", numerator, denominator)
 
@@ -584,6 +600,11 @@ def jfif(unit: int, x: int, y: int) -> bytes:
         (rgb_tiff(t282=rational(20_000), t283=rational(20_200), t296=short(3)), 0.49752),
         (rgb_tiff(t270=(2, b"Aperio Image Library\r\n40x40 Q=30|AppMag = 20|MPP = 0.4990|Left = 2\0")), 0.499),
         (rgb_tiff(t270=(2, b"|MPP = 0.25\0"), t282=rational(20_000), t283=rational(20_000), t296=short(3)), 0.25),
+        (rgb_tiff(t270=(2, b"|MPP = 0,4990|Left = 2\0")), 0.499),
+        (imagej("micron"), 0.25),
+        (imagej(r"\u00B5m"), 0.25),
+        (imagej("\u00b5m"), 0.25),
+        (imagej("nm", 4, 1000), 0.25),
         (rgb_tiff(t270=ome('SizeX="4" PhysicalSizeX="0.5" PhysicalSizeXUnit="µm" PhysicalSizeY="0.5"')), 0.5),
         (rgb_tiff(t270=ome('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m" PhysicalSizeY="0.5"')), 0.5),
         (
@@ -635,6 +656,10 @@ def test_a_scale_that_cannot_be_believed_is_unknown_and_this_is_said(data, code)
         rgb_tiff(t282=rational(1, 0), t283=rational(1, 0), t296=short(2)),
         rgb_tiff(t282=(2, b"fifty\0"), t283=(2, b"fifty\0"), t296=short(2)),
         rgb_tiff(t270=(2, b"|MPP = 0.4.9\0")),
+        imagej("pixel"),
+        imagej("micron", 0),
+        rgb_tiff(t270=(2, b"ImageJ=1.54f\nunit=micron\n\0")),
+        rgb_tiff(t270=(2, b"ImageJ=1.54f\nunit=micron\n\0"), t282=(2, b"four\0"), t283=(2, b"four\0"), t296=short(1)),
         rgb_tiff(t270=ome('PhysicalSizeX="0.5" PhysicalSizeXUnit="pixel" PhysicalSizeY="0.5"')),
         rgb_tiff(t270=ome('PhysicalSizeX="0.5"')),
         rgb_tiff(t270=(1, b"|MPP = 0.5\0")),
