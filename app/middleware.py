@@ -197,7 +197,9 @@ class KeyCheck:
 
     def _admits(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        offered = [headers.get("x-api-key", "").strip(), token.strip() if scheme.lower() == "bearer" else ""]
+        bearer = token if scheme.lower() == "bearer" else ""
+        # Of blanks alone: read as Latin-1, the last byte of a letter may look like another kind of space.
+        offered = [key.strip(" \t") for key in (headers.get("x-api-key", ""), bearer)]
         # Beyond ASCII a browser sends Latin-1, as which headers are read here, and nearly all else UTF-8.
         forms = [form for key in offered for form in (key.encode(), key.encode("latin-1"))]
         # Digests have one length and every key is compared, so the time taken tells nothing about them.

@@ -216,8 +216,9 @@ def recognise(data: bytes) -> type[ImageFile]:
 
 
 def silence_remarks() -> None:
-    """Keeps Pillow's warnings about broken metadata out of the log, where any sender could write at will. What libtiff has
-    to say of broken pixels goes to stderr all the same, from C; it holds nothing of the sender's choice.
+    """Keeps Pillow's warnings about broken metadata out of the log, where any sender could write at will.
+
+    What libtiff says of broken pixels goes to stderr all the same, from C; none of it is of the sender's choice.
 
     One lasting filter, as catch_warnings() swaps the filters of all threads at once; looked at each time, as a caller
     may have put another in front of it, such as "error".

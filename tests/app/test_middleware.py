@@ -14,14 +14,15 @@ OPEN = ["/", "/docs", "/redoc", "/openapi.json", "/healthz", "/readyz", "/static
 @pytest.fixture(scope="module")
 def locked(tiny_artifact):
     with open_client(
-        artifact=tiny_artifact, api_keys=("first", "zweiter-schlüssel"), cors_origins=("https://a.example",)
+        artifact=tiny_artifact, api_keys=("first", "zweiter-schlüssel", "voilà"), cors_origins=("https://a.example",)
     ) as c:
         yield c
 
 
+@pytest.mark.parametrize("key", ["zweiter-schlüssel", "voilà"])  # the latter's last byte in UTF-8: a space in Latin-1
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_a_key_beyond_ascii_opens_however_the_client_encodes_it(locked, encoding):
-    key = "zweiter-schlüssel".encode(encoding)
+def test_a_key_beyond_ascii_opens_however_the_client_encodes_it(locked, encoding, key):
+    key = key.encode(encoding)
     for headers in ({"X-API-Key": key}, {"Authorization": b"Bearer " + key}):
         assert locked.get("/model", headers=headers).status_code == 200
 

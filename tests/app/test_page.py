@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.client import SUFFIXES
 from app.colormaps import TABLES
 from app.export import list_columns
 from app.settings import SHIPPED_ARTIFACT
+from model.pixels import decode
 from tests.app.chromium import NEEDS_CHROMIUM, Visit
 from tests.app.chromium import browser as browser
 from tests.app.conftest import PATIENCE_S, encode, start
@@ -48,6 +51,12 @@ MAKE_TRANSFER = """(files) => {
     transfer.items.add(new File([bytes], name, {type: "image/png"}));
   }
   return transfer;
+}"""
+
+HOLD_PICTURES = """() => {
+  const decode = window.createImageBitmap;
+  const gate = new Promise((open) => { window.letPicturesThrough = open; });
+  window.createImageBitmap = (...given) => gate.then(() => decode(...given));
 }"""
 
 
@@ -95,6 +104,30 @@ def drop(page: Any, *files: tuple[str, bytes]) -> None:
     transfer = page.evaluate_handle(MAKE_TRANSFER, listed)
     for event in ("dragenter", "dragover", "drop"):
         page.dispatch_event("main", event, {"dataTransfer": transfer})
+
+
+def drop_paths(page: Any, *paths: Path) -> None:
+    """From the file manager, which alone can drop folders."""
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 50, "y": 300, "data": data})
+
+
+def hold(page: Any, address: str) -> list[Any]:
+    """Requests to such an address, which from now on wait to be let through."""
+    held: list[Any] = []
+    page.context.route(re.compile(address), lambda route: held.append(route))
+    return held
+
+
+def let_through(page: Any, held: list[Any]) -> None:
+    """The first that is held, as soon as there is one."""
+    for _ in range(50 * PATIENCE_S):
+        if held:
+            break
+        page.wait_for_timeout(20)
+    held.pop(0).continue_()
 
 
 def wait_until_done(page: Any, count: int) -> None:
@@ -254,6 +287,128 @@ def test_all_heads_are_shown_and_one_can_be_chosen(open_page, service, tiles):
     visit.check()
 
 
+def test_heads_are_never_those_of_the_tile_before(open_page, tiles):
+    visit = open_page()
+    page = visit.page
+    give(page, ("one.png", tiles[2]), ("two.png", tiles[3]))
+    page.get_by_role("radio", name="Attention").check()
+    page.locator("#heads summary").click()
+    heads = page.locator("#heads-grid table")
+    heads.wait_for()
+    page.evaluate(HOLD_PICTURES)
+    held = hold(page, "layout=heads")
+    page.locator("#gallery [aria-selected=false]").click()
+    heads.wait_for(state="hidden")
+    page.evaluate("letPicturesThrough()")
+    page.get_by_text("Asking for all of them").wait_for()
+    assert not heads.is_visible()
+    let_through(page, held)
+    heads.wait_for()
+    visit.check()
+
+
+def test_a_map_that_comes_late_is_not_drawn_over_another_tile(open_page, tiles):
+    visit = open_page()
+    page = visit.page
+    maps = hold(page, "attention")
+    give(page, ("one.png", tiles[0]))
+    page.get_by_text("Asking for the map").wait_for()
+    predictions = hold(page, "predict")
+    give(page, ("two.png", tiles[3]))
+    page.locator("#gallery [aria-selected=false]").click()
+    page.locator("#tile-file:text-is('two.png')").wait_for()
+    let_through(page, maps)
+    let_through(page, predictions)
+    page.get_by_text("Asking for the map").wait_for()
+    assert page.locator("#map").get_attribute("aria-label") == "Map"
+    let_through(page, maps)
+    wait_for_map(page)
+    visit.check()
+
+
+def test_a_picture_that_is_read_late_asks_for_no_map_of_another_tile(open_page, tiles):
+    visit = open_page()
+    page = visit.page
+    page.evaluate(HOLD_PICTURES)
+    give(page, ("one.png", tiles[0]))
+    wait_until_done(page, 1)
+    predictions = hold(page, "predict")
+    give(page, ("two.png", tiles[3]))
+    page.locator("#gallery [aria-selected=false]").click()
+    page.locator("#tile-file:text-is('two.png')").wait_for()
+    page.evaluate("letPicturesThrough()")
+    is_drawn = "document.querySelector('#picture').getContext('2d').getImageData(99, 99, 1, 1).data[3] > 0"
+    page.wait_for_function(is_drawn)
+    assert sum("attention" in call["address"] for call in page.evaluate("calls")) == 1, "of the first tile alone"
+    let_through(page, predictions)
+    wait_for_map(page)
+    visit.check()
+
+
+def test_tiles_can_be_removed_while_a_picture_is_read(open_page, tiles):
+    visit = open_page()
+    page = visit.page
+    page.evaluate(HOLD_PICTURES)
+    give(page, ("one.png", tiles[0]))
+    wait_until_done(page, 1)
+    page.get_by_role("button", name="Remove all").click()
+    page.locator("#results").wait_for(state="hidden")
+    page.evaluate("letPicturesThrough()")
+    give(page, ("two.png", tiles[1]))
+    wait_for_map(page)
+    visit.check()
+
+
+@pytest.mark.parametrize(("form", "upsample"), [("patches", "nearest"), ("smooth", "bicubic")])
+def test_a_map_is_saved_as_the_service_draws_it(open_page, service, tiles, tmp_path, form, upsample):
+    visit = open_page()
+    page = visit.page
+    give(page, ("slide 7.B.tiff", tiles[2]))
+    wait_until_done(page, 1)
+    page.locator("#tile-mpp").fill("0.5")
+    page.get_by_role("button", name="Use for this tile").click()
+    page.get_by_role("radio", name="Attention").check()
+    page.locator("#layer").select_option("1")
+    page.locator("#head").select_option("0")
+    page.locator("#colormap").select_option("magma")
+    page.locator("#form").select_option(form)
+    page.locator("#alpha").fill("20")
+    page.locator("#map-words:text-matches('layer 1 .*head 0')").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save picture").click()
+    assert download.value.suggested_filename == "slide 7.B-attention.png"
+    page.get_by_text("Saved as slide 7.B-attention.png.").wait_for()
+    download.value.save_as(tmp_path / "map.png")
+    options = f"mpp=0.5&method=attention&layer=1&head=0&colormap=magma&alpha=0.2&upsample={upsample}&format=png"
+    drawn = httpx.post(f"{service}/attention?{options}", content=tiles[2], timeout=PATIENCE_S).raise_for_status()
+    assert (tmp_path / "map.png").read_bytes() == drawn.content
+    assert not [call for call in page.evaluate("calls") if "slide" in call["address"]]
+    visit.check()
+
+
+def test_a_picture_of_a_map_that_cannot_be_had_is_said_to_be(open_page, tiles):
+    visit = open_page()
+    page = visit.page
+    problem = {"code": "queue_full", "title": "The service is busy", "detail": "so it is", "request_id": "7e57"}
+    answers = [
+        {"status": 503, "headers": {"Retry-After": "0"}, "json": problem},
+        {"status": 504, "json": problem | {"code": "deadline_exceeded", "title": "The answer took too long"}},
+        {"status": 200, "content_type": "text/html", "body": "Who are you?"},
+    ]
+    page.context.route(re.compile("format=png"), lambda route: route.fulfill(**answers.pop(0)))
+    give(page, ("tile.png", tiles[0]))
+    assert page.locator("#save-map").is_disabled()
+    wait_for_map(page)
+    save, state = page.get_by_role("button", name="Save picture"), page.locator("#save-state")
+    save.click()
+    state.get_by_text("tile-evidence.png wasn't saved. The answer took too long: so it is.").wait_for()
+    assert state.inner_text().endswith("(Request 7e57)")
+    save.click()
+    state.get_by_text("The service answered with status 200, which this page can't read").wait_for()
+    assert answers == []
+    visit.check(refusals={503, 504})
+
+
 def test_many_tiles_and_broken_files_are_sorted_counted_and_saved(open_page, tiles, tmp_path):
     visit = open_page()
     page = visit.page
@@ -382,14 +537,45 @@ def test_an_unknown_scale_can_be_given(open_page, tiles):
     assert "The scale is unknown" in page.locator("#verdict").inner_text()
     page.locator("#tile-mpp").fill("0.495")
     page.get_by_role("button", name="Use for this tile").click()
-    page.locator("#scale-form").wait_for(state="hidden")
     page.locator(".facts summary").click()
     page.get_by_text("0.495 µm per pixel, given with the request").wait_for()
     page.locator("#gallery [aria-selected=false]").click()
+    page.locator("#tile-file:text-is('two.png')").wait_for()
     page.locator("#tile-mpp").fill("0.5")
     page.get_by_role("button", name="Use for all").click()
     page.get_by_text("0.5 µm per pixel, given with the request").wait_for()
+    page.locator("#scale-form").wait_for(state="hidden")
     assert page.locator("#mpp").input_value() == "0.5"
+
+
+def test_a_scale_that_was_mistyped_can_be_corrected(open_page, tiles):
+    page = open_page().page
+    drop(page, ("one.png", tiles[0]), ("two.png", tiles[1]))
+    wait_until_done(page, 2)
+    page.locator(".facts summary").click()
+    field, use = page.locator("#tile-mpp"), page.get_by_role("button", name="Use for this tile")
+
+    field.fill("0.1")  # of which the image shows too little: there is no answer
+    use.click()
+    page.locator("#tile[data-state=failed]").wait_for()
+    assert field.input_value() == "0.1"
+    field.fill("0.48")
+    use.click()
+    page.get_by_text("0.48 µm per pixel, given with the request").wait_for()
+    assert field.input_value() == "0.48"
+
+    # The other tile has none of its own, and what is said for all is said for both.
+    name = page.locator("#tile-file").inner_text()
+    page.locator("#gallery [aria-selected=false]").click()
+    page.locator(f"#tile-file:not(:text-is('{name}'))").wait_for()
+    assert field.input_value() == ""
+    page.locator("#mpp").fill("0.5")
+    page.locator("#mpp").press("Enter")
+    page.get_by_text("0.5 µm per pixel, given with the request").wait_for()
+    page.locator(f"#gallery [title='{name}']").click()
+    page.locator(f"#tile-file:text-is('{name}')").wait_for()
+    page.get_by_text("0.5 µm per pixel, given with the request").wait_for()
+    assert not page.locator("#scale-form").is_visible()
 
 
 def test_an_answer_of_unknown_scale_gets_no_tick(open_page, service):
@@ -502,6 +688,34 @@ def test_a_pasted_image_is_asked_about(open_page, tiles):
     assert page.locator("#tile-file").inner_text() == "pasted 1"
 
 
+def test_of_a_folder_the_images_are_taken_and_what_is_lost_is_counted(open_page, tiles, tmp_path):
+    visit = open_page()
+    page = visit.page
+    folder = tmp_path / "slide 7"
+    (folder / "deeper").mkdir(parents=True)
+    images = [folder / "deeper" / f"tile{suffix}" for suffix in SUFFIXES] + [folder / "TILE.PNG"]
+    lost = folder / os.fsdecode(b"no UTF-8 \xff.png")  # which no page can read
+    others = [folder / name for name in (".hidden.png", "Thumbs.db", "notes.txt", "png")]
+    for path in (*images, *others, lost):
+        path.write_bytes(tiles[0])
+    drop_paths(page, folder)
+    wait_until_done(page, len(images))
+    remark = page.locator("#intake-remark")
+    assert remark.inner_text() == "1 file or folder couldn't be read."
+    titles = [option.get_attribute("title") for option in page.locator("#gallery [role=option]").all()]
+    assert sorted(titles) == sorted(path.name for path in images)
+
+    # What is dropped by itself is asked about whatever it is called.
+    drop_paths(page, folder / "notes.txt")
+    wait_until_done(page, len(images) + 1)
+    assert not remark.is_visible()
+    for path in (*images, lost):
+        path.unlink()
+    drop_paths(page, folder)
+    page.get_by_text("No images there").wait_for()
+    visit.check()
+
+
 def test_a_busy_service_is_asked_again_when_it_says(open_page, tiles):
     with start(artifact=SHIPPED_ARTIFACT, max_queue=1, infer_threads=1, deadline_ms=4000) as process:
         visit = open_page(process.url)
@@ -569,6 +783,20 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(open_page, tiles):
         page.keyboard.press("Enter")
         page.locator("#progress-text:has-text('1 of 1 tile answered.')").wait_for()
         visit.check(refusals={401, 413})
+
+
+def test_a_key_may_have_any_letters(open_page, tiles):
+    with start(artifact=SHIPPED_ARTIFACT, api_keys="сезам-開け") as process:
+        visit = open_page(process.url)
+        page = visit.page
+        page.locator("#key-value").fill("сезам-開け")
+        page.keyboard.press("Enter")
+        page.locator("#key").wait_for(state="hidden")
+        give(page, ("tile.png", tiles[0]))
+        wait_for_map(page)
+        with page.expect_download():
+            page.get_by_role("button", name="Save picture").click()
+        visit.check(refusals={401})
 
 
 def test_a_model_without_sets_or_metrics_is_shown_as_such(open_page, server, tiles):
@@ -644,17 +872,32 @@ def test_tiff_is_drawn_where_browsers_cannot(open_page):
         (greys.astype(np.uint16) * 257, {}),
     ]
     for pixels, options in cases:
-        width, height, drawn = page.evaluate(
-            """(data) => import("./static/page/tiff.js").then(async ({readTiff}) => {
-                 const image = await readTiff(Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)));
-                 const letters = Array.from(image.data, (value) => String.fromCharCode(value));
-                 return [image.width, image.height, btoa(letters.join(""))];
-               })""",
-            base64.b64encode(encode(pixels, "TIFF", **options)).decode(),
-        )
-        expected = np.asarray(Image.fromarray(greys if pixels.ndim == 2 else colours).convert("RGBA"))
-        assert (width, height) == (150, 150)
-        assert base64.b64decode(drawn) == expected.tobytes(), options
+        expected = np.asarray(Image.fromarray(greys if pixels.ndim == 2 else colours).convert("RGB"))
+        assert np.array_equal(draw_tiff(page, encode(pixels, "TIFF", **options)), expected), options
+
+
+def draw_tiff(page: Any, file: bytes) -> np.ndarray:
+    width, height, drawn = page.evaluate(
+        """(data) => import("./static/page/tiff.js").then(async ({readTiff}) => {
+             const image = await readTiff(Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)));
+             const letters = Array.from(image.data, (value) => String.fromCharCode(value));
+             return [image.width, image.height, btoa(letters.join(""))];
+           })""",
+        base64.b64encode(file).decode(),
+    )
+    pixels = np.frombuffer(base64.b64decode(drawn), np.uint8).reshape(height, width, 4)
+    assert (pixels[..., 3] == 255).all()
+    return pixels[..., :3]
+
+
+def test_a_tiff_is_drawn_upright(open_page):
+    """As the service reads it, so that the box of its answer lies where it looked."""
+    page = open_page().page
+    for orientation in range(10):  # of which 0 and 9 mean nothing
+        file = encode(draw_tile("Mucosa", 1)[:, :110], "TIFF", tiffinfo={274: orientation})
+        expected = decode(file).rgb
+        assert expected.shape[:2] == ((110, 150) if 5 <= orientation <= 8 else (150, 110))
+        assert np.array_equal(draw_tiff(page, file), expected), orientation
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,21 @@ export class Api {
   }
 
   /** The map as numbers; what waits for a busy service says so to `onWait`. */
-  async explain(file, options, signal, onWait) {
+  explain(file, options, signal, onWait) {
+    return this.#askForMap(file, { ...options, format: "json" }, { signal }, onWait);
+  }
+
+  /** The map as the service draws it: a PNG with the tile, the scale and a caption. */
+  draw(file, options, onWait) {
+    return this.#askForMap(file, { ...options, format: "png" }, { read: readPng }, onWait);
+  }
+
+  async #askForMap(file, options, { read, signal }, onWait) {
     const body = await wrap(file);
-    const address = `attention${writeQuery({ ...options, format: "json" })}`;
+    const address = `attention${writeQuery(options)}`;
     for (let tries = 1; ; tries++) {
       try {
-        return (await this.#request(address, { method: "POST", body, signal })).body;
+        return (await this.#request(address, { method: "POST", body, signal }, read)).body;
       } catch (problem) {
         if (!problem.isBusy || tries === MOST_TRIES) throw problem;
         onWait(problem);
@@ -58,12 +67,13 @@ export class Api {
   }
 
   /** @returns {Promise<{body: any, requestId: string | null, timing: string | null}>} */
-  async #request(address, options = {}) {
+  async #request(address, options = {}, read = readJson) {
+    const headers = this.#writeHeaders();
     let response;
     let body;
     try {
-      response = await fetch(address, { ...options, headers: this.#writeHeaders(), cache: "no-store" });
-      body = await readBody(response);
+      response = await fetch(address, { ...options, headers, cache: "no-store" });
+      body = await (response.ok ? read(response) : readJson(response));
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new Problem({
@@ -79,19 +89,26 @@ export class Api {
   }
 
   #writeHeaders() {
-    return this.key ? { "X-API-Key": this.key, Accept: "application/json" } : { Accept: "application/json" };
+    const key = String.fromCharCode(...new TextEncoder().encode(this.key)); // a header takes bytes, as letters of Latin-1
+    return key ? { "X-API-Key": key, Accept: "application/json" } : { Accept: "application/json" };
   }
 }
 
 const MOST_TRIES = 20;
 
-async function readBody(response) {
+// Both give null where something between us and the service has answered.
+
+async function readJson(response) {
   const text = await response.text();
   try {
     return JSON.parse(text);
   } catch {
-    return null; // something between us and the service has answered
+    return null;
   }
+}
+
+async function readPng(response) {
+  return response.headers.get("Content-Type") === "image/png" ? response.blob() : null;
 }
 
 function readProblem(response, body, requestId) {

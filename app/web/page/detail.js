@@ -23,12 +23,13 @@ export class Detail {
     this._drawn = drawn;
     find("tile").hidden = !tile;
     if (!tile) return;
-    const { answer, problem } = tile;
+    const { answer, problem, mpp } = tile;
     find("tile-file").textContent = tile.name;
     find("tile").dataset.state = problem ? "failed" : tile.state;
     find("looked").hidden = !answer;
     for (const part of [".likely", ".facts"]) document.querySelector(part).hidden = !answer;
-    find("scale-form").hidden = !answer || !lacksScale(answer);
+    find("scale-form").hidden = mpp === null && !(answer && lacksScale(answer)); // what was given can be corrected
+    find("tile-mpp").value = mpp ?? "";
     if (answer) this._drawAnswer(tile);
     else this._drawProblem(tile);
   }

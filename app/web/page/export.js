@@ -71,10 +71,14 @@ function writeCell(value) {
   return /[",\r\n]/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
 }
 
-export function save(text, type, ending) {
+export function saveList(text, type, ending) {
+  save(new Blob([text], { type }), `tissue-${new Date().toISOString().slice(0, 10)}.${ending}`);
+}
+
+export function save(blob, name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
-  link.download = `tissue-${new Date().toISOString().slice(0, 10)}.${ending}`;
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

@@ -34,11 +34,18 @@ export class Heads {
     press([...this._buttons.values()], this._buttons.get(`${layer}.${head}`));
   }
 
-  async _fetch(tile, options, wanted) {
-    this._wanted = wanted;
+  /** Hides them until others are there; their place is kept, so that nothing jumps. */
+  clear() {
+    this._wanted = "";
     this._layers = null;
     this._colormap = "";
     find("heads-grid").ariaBusy = "true";
+    this._say("");
+  }
+
+  async _fetch(tile, options, wanted) {
+    this.clear();
+    this._wanted = wanted;
     this._say("Asking for all of them\u2026");
     try {
       const { grid } = await this._ask(tile, { ...options, method: "attention", layout: "heads" });

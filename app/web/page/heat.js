@@ -1,8 +1,9 @@
 // The map over the tile: asked for as numbers and drawn here, so that opacity, colours and view need no new request.
 
 import { find, make, press } from "./dom.js";
+import { save } from "./export.js";
 import { Heads } from "./heads.js";
-import { chooseBox, drawBox, drawRuler, fade, readPicture } from "./picture.js";
+import { SUFFIX, chooseBox, drawBox, drawRuler, fade, readPicture } from "./picture.js";
 import { SMALLEST_LIMIT, chooseScale, colour, findUniformLevel, paint } from "./scales.js";
 import { explain } from "./problems.js";
 import { enlarge } from "./smooth.js";
@@ -58,6 +59,7 @@ export class Heat {
   /** Shows the tile, and the map of it as soon as there is an answer. */
   async show(tile) {
     if (tile !== this._tile) {
+      this._controller.abort(); // a map that is on its way is of the tile before
       this._tile = tile;
       this._shownKey = "";
       this._map = null;
@@ -66,8 +68,11 @@ export class Heat {
       this._picture = null;
       this._pictureProblem = "";
       this._say("");
+      this._tellSaving("");
+      this._heads.clear();
       this._draw();
       if (tile) await this._readPicture(tile);
+      if (tile !== this._tile) return; // another was chosen while this one's picture was read
     }
     this._showHeads();
     if (tile?.answer) await this._ask();
@@ -151,6 +156,26 @@ export class Heat {
     state.classList.toggle("problem", isProblem);
   }
 
+  /** As the service draws it, with the options that are shown. */
+  async _savePicture() {
+    const { name, file } = this._tile;
+    const { method, colormap, form, alpha } = this.view;
+    const to = `${name.replace(SUFFIX, "")}-${method}.png`;
+    const options = { ...this._options(), colormap, alpha, upsample: form === "smooth" ? "bicubic" : "nearest" };
+    this._tellSaving(`Asking for ${to}\u2026`);
+    try {
+      save(await this._api.draw(file, options, (problem) => this._tellSaving(explain(problem, "It is asked again."))), to);
+      this._tellSaving(`Saved as ${to}.`);
+    } catch (problem) {
+      this._tellSaving(`${to} wasn't saved. ${explain(problem)}`, true);
+    }
+  }
+
+  _tellSaving(text, isProblem = false) {
+    find("save-state").textContent = text;
+    find("save-state").classList.toggle("problem", isProblem);
+  }
+
   // -- drawing --
 
   _draw() {
@@ -178,6 +203,7 @@ export class Heat {
       if (this._map) this._cover(map.getContext("2d"), null, null, side, grid);
       if (this._pictureProblem) this._say(this._pictureProblem);
     }
+    find("save-map").disabled = !this._map;
     this._outline([picture, map]);
     this._drawScale(mean);
     this._describe(grid);
@@ -285,6 +311,7 @@ export class Heat {
       find(name).addEventListener("change", ({ target }) => this._change({ [name]: target.value }));
     }
     find("alpha").addEventListener("input", ({ target }) => this._change({ alpha: target.value / 100 }));
+    find("save-map").addEventListener("click", () => this._savePicture());
     for (const [id, view] of [["side-by-side", "side"], ["overlay", "over"]]) {
       find(id).addEventListener("click", ({ currentTarget }) => {
         press([find("side-by-side"), find("overlay")], currentTarget);

@@ -1,6 +1,8 @@
 // Images in: dropped (folders too), pasted, chosen, or samples that come with the page.
 
 import { find, make } from "./dom.js";
+import { SUFFIX } from "./picture.js";
+import { count } from "./words.js";
 
 // Drawn by training/synthetic.py; docs/images/make.py writes them. None is tissue.
 const SAMPLES = [
@@ -13,6 +15,7 @@ const SAMPLES = [
   { file: "empty.png", title: "Empty glass" },
 ];
 
+/** @param {(files: File[], remark?: string) => void} take with a remark where it isn't all that was dropped */
 export function listenForImages(take) {
   const input = find("files");
   find("choose").addEventListener("click", () => input.click());
@@ -41,7 +44,8 @@ export function listenForImages(take) {
     if (!holdsFiles(event)) return;
     event.preventDefault();
     show(-depth);
-    take(await readDrop(event.dataTransfer));
+    const found = await readDrop(event.dataTransfer);
+    take(found.filter(Boolean), remark(found));
   });
 }
 
@@ -49,24 +53,44 @@ function holdsFiles(event) {
   return event.dataTransfer?.types.includes("Files");
 }
 
+/** @returns {Promise<(File | null)[]>} null for each file or folder that can't be read */
 async function readDrop(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) return [...transfer.files];
-  const files = await Promise.all(entries.map(readEntry));
-  return files.flat();
+  return readEntries(entries);
 }
 
-/** A file, or all of a folder but what hides behind a dot. */
+/** One that can't be read takes no other with it. */
+async function readEntries(entries) {
+  const outcomes = await Promise.allSettled(entries.map(readEntry));
+  return outcomes.flatMap(({ value = null }) => value);
+}
+
 async function readEntry(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
-  const reader = entry.createReader();
-  const files = [];
+  if (entry.isFile) return new Promise((resolve, reject) => entry.file(resolve, reject));
+  return readEntries((await listFolder(entry)).filter(isWanted));
+}
+
+async function listFolder(folder) {
+  const reader = folder.createReader();
+  const entries = [];
   for (;;) {
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!some.length) return files;
-    const seen = some.filter(({ name }) => !name.startsWith("."));
-    files.push(...(await Promise.all(seen.map(readEntry))).flat());
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // a hundred at a time
+    if (!some.length) return entries;
+    entries.push(...some);
   }
+}
+
+/** Of a folder, which holds other things too: what was dropped by itself is asked about whatever it is called. */
+function isWanted({ name, isFile }) {
+  if (!name) return true; // one that isn't UTF-8, which can't be read: it counts as such
+  return !name.startsWith(".") && (!isFile || SUFFIX.test(name));
+}
+
+function remark(found) {
+  if (!found.length) return "No images there: of a folder only PNG, JPEG, TIFF, WebP and BMP are taken, by their file names.";
+  const unread = found.filter((file) => !file).length;
+  return unread ? `${count(unread, "file or folder", "files or folders")} couldn't be read.` : "";
 }
 
 export function offerSamples(take) {

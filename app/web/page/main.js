@@ -4,7 +4,7 @@ import { Api } from "./api.js";
 import { describeCard } from "./card.js";
 import { Detail } from "./detail.js";
 import { atNextFrame, find, make, press, swatch } from "./dom.js";
-import { save, writeCsv, writeJson } from "./export.js";
+import { saveList, writeCsv, writeJson } from "./export.js";
 import { Gallery } from "./gallery.js";
 import { Heat } from "./heat.js";
 import { listenForImages, offerSamples } from "./intake.js";
@@ -94,7 +94,9 @@ async function askFor(tile, signal) {
 
 // -- what comes in --
 
-function take(files) {
+function take(files, remark = "") {
+  find("intake-remark").textContent = remark;
+  find("intake-remark").hidden = !remark;
   if (!files.length) return;
   const added = files.map((file) => new Tile(file));
   delete document.body.dataset.empty;
@@ -146,11 +148,17 @@ function set(values) {
   queue.add([...tiles.all]);
 }
 
+/** For all tiles, whatever was given for one of them alone. */
+function setScale(mpp) {
+  for (const tile of tiles.all) tile.mpp = null;
+  set({ mpp });
+}
+
 function listenForSettings() {
   const mpp = find("mpp");
   find("settings").addEventListener("submit", (event) => event.preventDefault());
   mpp.addEventListener("change", () => {
-    if (mpp.reportValidity()) set({ mpp: mpp.value ? Number(mpp.value) : null });
+    if (mpp.reportValidity()) setScale(mpp.value ? Number(mpp.value) : null);
   });
   find("coverage").addEventListener("change", ({ target }) => set({ coverage: target.value ? Number(target.value) : null }));
   find("tta").addEventListener("change", ({ target }) => set({ tta: target.checked }));
@@ -158,13 +166,12 @@ function listenForSettings() {
     event.preventDefault();
     tiles.selected.mpp = Number(find("tile-mpp").value);
     queue.add([tiles.selected]);
-    find("tile").focus({ preventScroll: true }); // the form goes away with the warning
   });
   find("mpp-for-all").addEventListener("click", () => {
     if (!find("tile-mpp").reportValidity()) return;
     mpp.value = find("tile-mpp").value;
-    set({ mpp: Number(mpp.value) });
-    find("tile").focus({ preventScroll: true });
+    setScale(Number(mpp.value));
+    find("tile").focus({ preventScroll: true }); // the form goes away with the warning
   });
 }
 
@@ -278,11 +285,12 @@ function listenForButtons() {
   find("clear").addEventListener("click", () => {
     queue.cancel();
     filter = null;
+    find("intake-remark").hidden = true;
     tiles.clear();
     find("choose").focus();
   });
-  find("save-csv").addEventListener("click", () => save(writeCsv(arranged), "text/csv", "csv"));
-  find("save-json").addEventListener("click", () => save(writeJson(arranged), "application/json", "json"));
+  find("save-csv").addEventListener("click", () => saveList(writeCsv(arranged), "text/csv", "csv"));
+  find("save-json").addEventListener("click", () => saveList(writeJson(arranged), "application/json", "json"));
   find("show-card").addEventListener("click", () => (card ? find("card").showModal() : start()));
   find("close-card").addEventListener("click", () => find("card").close());
   find("alarm-again").addEventListener("click", start);

@@ -2,6 +2,8 @@
 
 import { isTiff, readTiff } from "./tiff.js";
 
+export const SUFFIX = /\.(png|jpe?g|tiff?|webp|bmp)$/i; // of what the service reads (app/client.py has the same)
+
 const HEAD_BYTES = 4;
 
 /**

@@ -9,6 +9,7 @@ const TAGS = {
   259: "compression",
   262: "photometric",
   273: "stripOffsets",
+  274: "orientation",
   277: "samples",
   278: "rowsPerStrip",
   279: "stripBytes",
@@ -30,7 +31,7 @@ export function isTiff(bytes) {
 
 /**
  * @param {Uint8Array} bytes
- * @returns {Promise<ImageData>} the first page
+ * @returns {Promise<ImageData>} the first page, upright
  */
 export async function readTiff(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -50,7 +51,7 @@ export async function readTiff(bytes) {
     const raw = await unpack(packed, tags.compression, size);
     copyBlock(readSamples(raw, block, tags, little), block, tags, pixels);
   }
-  return new ImageData(pixels, width, height);
+  return turnUpright(pixels, tags);
 }
 
 function require(isMet, what) {
@@ -206,4 +207,33 @@ function pick(values, from, channel, { photometric, palette, bits }, shift) {
   if (photometric === 3) return palette[channel * 2 ** bits[0] + values[from]] >> 8;
   const grey = values[from] >> shift;
   return photometric === 0 ? 255 - grey : grey;
+}
+
+/** Of the upright picture, by EXIF's orientation: where its first pixel is stored, how far on the next to its right and
+ * the next below. */
+function findUpright(orientation, width, height) {
+  const right = width - 1;
+  const bottom = width * (height - 1);
+  const places = {
+    2: [right, -1, width],
+    3: [bottom + right, -1, -width],
+    4: [bottom, 1, -width],
+    5: [0, width, 1],
+    6: [bottom, -width, 1],
+    7: [bottom + right, -width, -1],
+    8: [right, width, -1],
+  };
+  return places[orientation];
+}
+
+function turnUpright(pixels, { width, height, orientation }) {
+  const places = findUpright(orientation, width, height);
+  if (!places) return new ImageData(pixels, width, height);
+  const [first, toRight, below] = places;
+  const upright = orientation < 5 ? new ImageData(width, height) : new ImageData(height, width);
+  const [from, to] = [pixels, upright.data].map(({ buffer }) => new Uint32Array(buffer)); // a pixel each
+  for (let y = 0, at = 0; y < upright.height; y++) {
+    for (let x = 0; x < upright.width; x++) to[at++] = from[first + x * toRight + y * below];
+  }
+  return upright;
 }
