@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from benchmarks import report
 from benchmarks.comparison import Comparison, carry_out, drop_disturbed, read_samples
@@ -34,7 +35,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
-        err.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, soft_wrap=True)
+        err.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -88,7 +89,7 @@ def write_report(
         found = Soak(**json.loads(soaked.read_text())) if soaked.exists() else None
         page = page or folder / REPORT
         report.write(read_samples(folder / RESULTS), found, page)
-        out.print(f"{page}")
+        out.print(str(page), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is measured, in which order, and where it is written down.
 
 The order is A B C A B C, so that what the machine does meanwhile falls on all. Each step's findings are lines of JSON,
-appended when it is done: a run that was stopped goes on where it was.
+added when it is done: a run that was stopped goes on where it was.
 """
 
 import dataclasses
@@ -72,9 +72,11 @@ class Comparison:
                 Step(f"visit {server.name} {number}", self._bind(self.visit, server, number)) for server in self.servers
             ]
         steps += [Step(f"flood {server.name}", self._bind(self.overwhelm, server)) for server in self.servers]
-        ours = self.servers[0]
         steps += [
-            Step(f"growth {name}", self._bind(self.grow, measure, ours)) for name, measure in growth.MEASURES.items()
+            Step(f"growth {name}", self._bind(self.grow, measure, ours))
+            for ours in self.servers
+            if ours.name == "tissue"
+            for name, measure in growth.MEASURES.items()
         ]
         return steps
 
@@ -240,9 +242,32 @@ def find_peak(samples: Iterable[Sample], server: str) -> float:
 
 
 def read_samples(results: Path) -> list[Sample]:
-    if not results.exists():
-        return []
-    return [json.loads(line) for line in results.read_text().splitlines()]
+    """A last line that was cut, by a kill or a full disk, takes the rest of its step with it: that is measured anew."""
+    samples: list[Sample] = []
+    lines = results.read_text().splitlines(keepends=True) if results.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            samples.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if line.endswith("\n"):
+                raise ValueError(
+                    f"line {number} of {results} is damaged ({error}), expected JSON: take it and the other lines of "
+                    "its step out, and that is measured anew"
+                ) from error
+            return drop_steps(samples, {sample["step"] for sample in samples[-1:]})
+    return samples
+
+
+def drop_steps(samples: Iterable[Sample], steps: Iterable[str]) -> list[Sample]:
+    return [sample for sample in samples if sample["step"] not in steps]
+
+
+def write_samples(results: Path, samples: Iterable[Sample]) -> None:
+    """At once: a step is there as a whole or not at all."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = results.with_suffix(".part")
+    unfinished.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
+    unfinished.replace(results)
 
 
 def carry_out(
@@ -251,17 +276,16 @@ def carry_out(
     """Takes the steps that are not in the results yet; whether all are done. No step starts after `limit_s`."""
     started_at = time.monotonic()
     comparison.check_conditions()
-    done = {sample["step"] for sample in read_samples(comparison.results)}
+    samples = read_samples(comparison.results)
+    done = {sample["step"] for sample in samples}
     for step in comparison.steps():
         if step.name in done:
             continue
         if time.monotonic() - started_at > limit_s:
             return False
         announce(step.name)
-        lines = [json.dumps({"step": step.name} | rounded(sample)) for sample in step.run()]
-        comparison.results.parent.mkdir(parents=True, exist_ok=True)
-        with comparison.results.open("a") as file:
-            file.write("".join(f"{line}\n" for line in lines))  # at once: a step is there as a whole or not at all
+        samples += [{"step": step.name} | rounded(sample) for sample in step.run()]
+        write_samples(comparison.results, samples)
     return True
 
 
@@ -270,7 +294,7 @@ def drop_disturbed(results: Path, most_other_cores: float) -> list[str]:
     samples = read_samples(results)
     dropped = sorted({one["step"] for one in samples if one.get("other_cores", 0.0) > most_other_cores})
     if dropped:
-        results.write_text("".join(f"{json.dumps(one)}\n" for one in samples if one["step"] not in dropped))
+        write_samples(results, drop_steps(samples, dropped))
     return dropped
 
 

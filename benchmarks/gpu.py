@@ -235,7 +235,7 @@ def clear_refusal() -> Iterator[None]:
     try:
         yield
     except (DeviceUnavailable, ValueError, OSError) as error:
-        out.print(f"{type(error).__name__}: {error}", highlight=False, soft_wrap=True)
+        out.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -290,7 +290,9 @@ def try_batches(graph: Graph, way: Way, manifest: Manifest, seconds: float) -> l
         try:
             speeds.append(measure_engine(graph, way, batch, manifest.tile_px, seconds))
         except Exception as error:  # it has many classes for its refusals
-            out.print(f"{graph.precision} {graph.attention} {way} {batch}: {str(error)[:200]}", highlight=False)
+            out.print(
+                f"{graph.precision} {graph.attention} {way} {batch}: {str(error)[:200]}", markup=False, highlight=False
+            )
             speeds.append("failed")
     return speeds
 

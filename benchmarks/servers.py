@@ -57,7 +57,7 @@ class Server:
 
     @property
     def is_installed(self) -> bool:
-        return self.python.exists()
+        return self.venv is None or find_stamp(self.venv).exists()
 
 
 def as_base64_json(tile: Tile) -> Body:
@@ -127,11 +127,16 @@ def pick_servers(skipped: set[str]) -> list[Server]:
 
 def install(venv: str, onnxruntime_version: str) -> None:
     """A throw-away environment for a peer, since its pins may conflict with ours; ONNX Runtime in our version."""
-    python = VENVS / venv / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(VENVS / venv)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(VENVS / venv)], check=True)  # mends half an environment, too
     requirements = ["-r", str(PEERS / f"{venv}.txt"), f"onnxruntime=={onnxruntime_version}"]
+    python = VENVS / venv / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+    find_stamp(venv).touch()
+
+
+def find_stamp(venv: str) -> Path:
+    """What is there once everything is installed."""
+    return VENVS / venv / "installed.stamp"
 
 
 def list_versions(server: Server, packages: list[str]) -> dict[str, str]:

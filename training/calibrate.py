@@ -251,4 +251,5 @@ def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups
     per_class = {
         int(c): found["per_class"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
     }
-    return Coverage(nominal, found["measured"].proportion(), found["set_size"].estimate(), per_class)
+    set_size = found["set_size"].within(1, members.shape[1])
+    return Coverage(nominal, found["measured"].proportion(), set_size, per_class)

@@ -10,17 +10,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from model.artifact import read_manifest
 from model.session import open_classifier
 from training import bench, compare, evaluate, fetch, figures, maps, pretrain, report, robustness, synthetic
 from training.config import Compare, Fit, Pretrain, read_config
-from training.data import find_near_duplicates, load_tiles, scan
+from training.data import find_near_duplicates, load_usable, scan
 from training.fit import read_tiles
 from training.metrics import Scores
 from training.patches import look_at_held_out
-from training.run import claim, cross_validate_and_keep, export_run, fit_and_export
+from training.run import claim, cross_validate_and_keep, export_run, fit_and_export, refuse_other_settings
 from training.trial import read_trial
 
 cli = typer.Typer(help="Train, judge and export tissue classifiers.", no_args_is_help=True, add_completion=False)
@@ -48,15 +49,25 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
-        err.print(f"[red]{type(error).__name__}[/]: {error}", highlight=False, markup=True, soft_wrap=True)
+        err.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def say(line: str) -> None:
+    """As it is: brackets of a path or a class are no markup, and a line for a machine is not broken."""
+    out.print(line, soft_wrap=True, markup=False)
+
+
+def tell(line: str) -> None:
+    """Of what goes on, and not a result."""
+    err.print(line, soft_wrap=True, markup=False)
 
 
 @data.command("fetch")
 def fetch_data(target: Annotated[Path, typer.Argument()] = Path("data/kather2016")) -> None:
     """Download the 5,000 tiles of Kather et al. 2016 (246 MB), go on where a download stopped, verify, unpack."""
     with plain_errors():
-        out.print(f"{fetch.fetch(fetch.KATHER_URL, target, fetch.KATHER_MD5)}", soft_wrap=True)
+        say(f"{fetch.fetch(fetch.KATHER_URL, target, fetch.KATHER_MD5)}")
 
 
 @data.command("scan")
@@ -67,15 +78,18 @@ def scan_data(folder: Path, table: ImageTable = None) -> None:
         shown = Table("class", "tiles", "slides")
         for label in found.classes:
             own = [record for record in found.records if record.label == label]
-            shown.add_row(label, str(len(own)), str(len({record.slide for record in own if record.slide})))
+            shown.add_row(escape(label), str(len(own)), str(len({record.slide for record in own if record.slide})))
         out.print(shown)
         for path, reason in found.unreadable:
-            out.print(f"skipped {path}: {reason}", soft_wrap=True, markup=False)
+            say(f"skipped {path}: {reason}")
         for kept, dropped in found.duplicates:
-            out.print(f"dropped {dropped}: the same bytes as {kept}", soft_wrap=True, markup=False)
-        for i, j in find_near_duplicates(load_tiles(found.records, 150, 0.495)):
-            first, second = found.records[i].path, found.records[j].path
-            out.print(f"look alike, kept in one fold: {first} and {second}", soft_wrap=True, markup=False)
+            say(f"dropped {dropped}: the same bytes as {kept}")
+        records, tiles, too_small = load_usable(found.records, 150, 0.495)
+        for reason in too_small:
+            say(f"skipped {reason}")
+        for i, j in find_near_duplicates(tiles):
+            first, second = records[i].path, records[j].path
+            say(f"look alike, kept in one fold: {first} and {second}")
 
 
 @data.command("synth")
@@ -91,8 +105,9 @@ def pretrain_network(config: Config, overrides: Overrides = None, runs: Runs = P
     with plain_errors():
         run = read_config(config, overrides or [], Pretrain)
         folder = runs / run.name
-        claim(folder, run)
+        refuse_other_settings(folder, run)
         cutters = pretrain.open_sources(run)
+        claim(folder, run)
         model = pretrain.pretrain(run, cutters, folder)
         figures.draw_curves(folder / "curve.csv", folder / "curve.png", run.name)
         for cutter in cutters:
@@ -109,10 +124,8 @@ def fit_network(config: Config, overrides: Overrides = None, runs: Runs = Path("
         manifest = fit_and_export(run, runs / run.name)
         for metric in manifest.metrics:
             if metric.name.startswith("accuracy") and not metric.name.startswith("accuracy of bin"):
-                out.print(
-                    f"{metric.name}: {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}] ({metric.protocol})"
-                )
-        out.print(f"artefact: {runs / run.name / 'artifact'}")
+                say(f"{metric.name}: {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}] ({metric.protocol})")
+        say(f"artefact: {runs / run.name / 'artifact'}")
 
 
 @cli.command("cv")
@@ -120,8 +133,8 @@ def cross_validate(config: Config, overrides: Overrides = None, runs: Runs = Pat
     """Repeated folds at random and, where slides are known, by slide; a later `fit` with split=all tells these."""
     with plain_errors():
         run = read_config(config, overrides or [], Fit)
-        for metric in cross_validate_and_keep(run, runs / run.name, err.print):
-            out.print(f"{metric.name}: {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}] ({metric.protocol})")
+        for metric in cross_validate_and_keep(run, runs / run.name, tell):
+            say(f"{metric.name}: {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}] ({metric.protocol})")
 
 
 @cli.command("compare")
@@ -135,8 +148,8 @@ def compare_networks(
 ) -> None:
     """Several networks on the same folds: accuracy, paired differences, cost. Goes on where it was killed."""
     with plain_errors():
-        compare.compare(read_config(config, [], Compare), runs, page, err.print, train)
-        out.print(f"{page}")
+        compare.compare(read_config(config, [], Compare), runs, page, tell, train)
+        say(f"{page}")
 
 
 @cli.command("export")
@@ -154,7 +167,7 @@ def export_artifact(
             run = run.model_copy(update={"card": run.card.model_copy(update={"fp16": True})})
         manifest = export_run(run, read_tiles(run), runs / run.name, target)
         for precision, variant in manifest.variants.items():
-            out.print(f"{precision}: same label {variant.same_label:.4f} of {variant.n}")
+            say(f"{precision}: same label {variant.same_label:.4f} of {variant.n}")
 
 
 @cli.command("evaluate")
@@ -183,14 +196,16 @@ def try_scope(
             counts = [str(tally.verdicts[verdict]) for verdict in ("ok", "uncertain", "out_of_scope")]
             reasons = ", ".join(f"{code} {count}" for code, count in tally.reasons.most_common())
             name = f"{tally.folder} ({tally.refused} refused)" if tally.refused else str(tally.folder)
-            shown.add_row(name, str(tally.n), *counts, f"{share:.1%}", f"{low:.1%} to {high:.1%}", reasons)
+            shown.add_row(escape(name), str(tally.n), *counts, f"{share:.1%}", f"{low:.1%} to {high:.1%}", reasons)
         out.print(shown)
 
 
 def show(scores: Scores) -> None:
     shown = Table("", "value", "95 % interval", "n")
     for name, estimate in scores.pairs():
-        shown.add_row(name, f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}", str(estimate.n))
+        shown.add_row(
+            escape(name), f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}", str(estimate.n)
+        )
     out.print(shown)
 
 
@@ -230,7 +245,7 @@ def judge_maps(
         figures.draw_removal(judgement.curves, folder / "removal.png")
         if write:
             maps.write_into_manifest(artifact, judgement.judged)
-        out.print(report.conclude(judgement.judged), soft_wrap=True, markup=False)
+        say(report.conclude(judgement.judged))
 
 
 @cli.command("robustness")
@@ -249,7 +264,7 @@ def measure_robustness(
         rows, protocol = robustness.measure(artifacts, tiles, table, image_mpp, tiles_per_class, learnt, seed)
         robustness.write_rows(rows, folder / "robustness.csv")
         figures.draw_robustness(rows, folder, protocol)
-        out.print(f"{len(rows)} rows: {folder / 'robustness.csv'}", soft_wrap=True)
+        say(f"{len(rows)} rows: {folder / 'robustness.csv'}")
 
 
 @cli.command("bench")
@@ -257,7 +272,7 @@ def measure_speed(config: Config, overrides: Overrides = None, steps: int = 20) 
     """Images/s of the training loop against bare passes of the network, and the memory it takes."""
     with plain_errors():
         speeds = bench.measure(read_config(config, overrides or [], Fit), steps)
-        out.print(
+        say(
             f"bare {speeds.bare_images_per_s:.0f} images/s, loop {speeds.loop_images_per_s:.0f} images/s, "
             f"share {speeds.share:.2f}, peak memory {speeds.peak_memory_mib:.0f} MiB"
         )

@@ -239,11 +239,17 @@ def render_differences(results: Results) -> str:
 
 def render_finalists(results: Results) -> str:
     config, ledger = results.config, results.ledger
+    if config.rounds < 2:
+        return ""
+    title = f"## The best {config.finalists}, {config.rounds} rounds of folds"
     finalists = choose_finalists(config, results.entrants, ledger)
+    if not finalists:
+        return f"{title}\n\nLeft open until every network has answered the one round of random folds that chooses them."
     found = [(entrant.name, ledger.collect(entrant, "random", config.rounds)) for entrant in finalists]
     known = [(name, right_of(folds), clear_tiles(folds, results.doubtful)) for name, folds in found if folds]
-    if not known or len(known) < config.finalists or config.rounds < 2:
-        return ""
+    if len(known) < len(finalists):
+        names = ", ".join(entrant.name for entrant in finalists)
+        return f"{title}\n\nChosen by the first round: {names}. Their other rounds are not finished."
     rows = [[name, *map(show, all_and_clear(right, groups, clear))] for name, (right, groups), clear in known]
     (first, (right, groups), _), *others = known
     differences = [
@@ -251,7 +257,6 @@ def render_finalists(results: Results) -> str:
         for name, (theirs, _), _ in others
     ]
     head = ["", "all tiles", f"without {', '.join(results.doubtful) or 'none'}"]
-    title = f"## The best {config.finalists}, {config.rounds} rounds of folds"
     note = "They were chosen by the first round, which is among these, so this flatters them a little."
     return "\n\n".join([title, table(head, rows), " ".join(differences), note])
 
@@ -261,7 +266,7 @@ def render_cost(results: Results) -> str:
     for entrant in results.entrants:
         fit = entrant.config
         parameters = sum(p.numel() for p in build(fit.model, len(results.tiles.classes)).parameters())
-        shape = fit.model_copy(update={"name": "", "distil": None})
+        shape = fit.model_copy(update={"name": "speed", "distil": None})  # measured once for all that are alike
         speed = measure_speed(shape.model_dump_json())
         how = fit.optimisation
         settings = f"{how.steps} steps of {how.batch}, rate {how.learning_rate:g}, token drop {how.token_drop:g}"

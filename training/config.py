@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from model.artifact import DataSource, TissueClass
 from model.convnets import ConvMixerConfig, PoolFormerConfig, ResNetConfig
@@ -26,6 +26,18 @@ Count = Annotated[int, Field(ge=1)]
 
 class BadConfig(ValueError):
     pass
+
+
+def stay_inside(name: str) -> str:
+    path = Path(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(
+            f"is the run's folder among the runs, such as 'default', and {name!r} would lie outside of them"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(stay_inside)]
 
 
 def architecture_of(model: Any) -> str:
@@ -122,13 +134,13 @@ class Rehearse(Section):
 
     pretraining: Path  # a config of `pretrain` with rules
     share: float = Field(0.33, gt=0, lt=1)  # of every batch
-    per_class: Count = 300  # different cuts, so many at most
+    per_class: Count = 300  # different cuts of each source, so many at most
 
 
 class Fit(Section):
     """`tissue-train fit` and `tissue-train cv`."""
 
-    name: str
+    name: Name
     data: Labelled
     # so many per class, by `course`; a fifth at random, or of groups of like stain and look; train on everything
     split: Literal["course", "fifth", "looks", "all"] = "fifth"
@@ -203,7 +215,7 @@ class Masked(Section):
 class Pretrain(Section):
     """`tissue-train pretrain`."""
 
-    name: str
+    name: Name
     tile_mpp: Positive = 0.495
     sources: Annotated[list[Source], Field(min_length=1)]
     classes: list[str] = []  # of the weak labels; a `fit` on the same classes whose `init` this is keeps their head
@@ -264,7 +276,7 @@ class Contestant(Section):
 class Compare(Section):
     """`tissue-train compare`."""
 
-    name: str
+    name: Name
     like: Path  # a config of `fit`, whose data, augmentation and optimisation all networks share
     networks: Annotated[list[Contestant], Field(min_length=2)]
     folds: int = Field(5, ge=2)
@@ -287,10 +299,10 @@ C = TypeVar("C", Fit, Pretrain, Compare)
 
 def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # with or without the mark that editors write
     except OSError as error:
         raise BadConfig(f"{path} can't be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         apply(override, content)
@@ -314,6 +326,8 @@ def apply(override: str, content: dict[str, Any]) -> None:
     *sections, last = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise BadConfig(f"'{override}': '{section}' is no section; expected one, as in optimisation.steps=500")
     if text:
         content[last] = value
     else:

@@ -5,9 +5,11 @@ comparison that was begun on one machine goes on with another.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,8 +79,7 @@ class Ledger:
         """Answers by other settings, from other weights or of other tiles would be compared with what they are not."""
         ledger = cls(path, tiles)
         known = {entrant.name: ledger.origin(entrant) for entrant in entrants}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            kept = json.loads(line)
+        for kept in read_lines(path):
             name = kept["network"]
             if name not in known:
                 continue
@@ -106,9 +107,7 @@ class Ledger:
         place = self.place(entrant, one)
         rounded = [[round(float(value), DECIMALS) for value in row] for row in logits]
         told = dict(zip(("network", "fold", "held_out"), place, strict=True))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({**told, **self.origin(entrant), "logits": rounded}) + "\n")
+        append_line(self.path, json.dumps({**told, **self.origin(entrant), "logits": rounded}))
         self.answers[place] = np.array(rounded, np.float32)
 
     def collect(self, entrant: Entrant, grouping: Grouping, rounds: int) -> OutOfFold | None:
@@ -126,6 +125,40 @@ class Ledger:
         return OutOfFold(grouping, self.tiles, logits, folds)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(split_unfinished(path)[0].splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise BadConfig(
+                f"line {number} of {path} is damaged ({error}), expected JSON: take it out, "
+                "and its fold is answered anew"
+            ) from error
+    return found
+
+
+def append_line(path: Path, line: str) -> None:
+    """It starts on a line of its own; what is left of an unfinished one makes room."""
+    kept, unfinished = split_unfinished(path)
+    if unfinished:
+        os.truncate(path, len(kept))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(line + "\n" if kept.endswith(b"\n") or not kept else f"\n{line}\n")
+
+
+def split_unfinished(path: Path) -> tuple[bytes, bytes]:
+    """The whole lines, and what a kill or a full disk left of one more."""
+    content = path.read_bytes() if path.exists() else b""
+    whole, newline, last = content.rpartition(b"\n")
+    try:
+        json.loads(last)
+    except ValueError:
+        return whole + newline, last
+    return content, b""  # an editor took the last newline away
+
+
 # -- folds ---------------------------------------------------------------------------------------------------------
 
 
@@ -138,8 +171,9 @@ def run_folds(config: Compare, entrants: list[Entrant], ledger: Ledger, tell: Te
     for grouping in groupings_of(ledger.tiles):
         for entrant in ready:
             answer(entrant, ledger, grouping, 1, tell)
-    for entrant in choose_finalists(config, ready, ledger):
-        answer(entrant, ledger, "random", config.rounds, tell)
+    for entrant in choose_finalists(config, entrants, ledger):
+        if entrant in ready:
+            answer(entrant, ledger, "random", config.rounds, tell)
 
 
 def groupings_of(tiles: TileSet) -> tuple[Grouping, ...]:
@@ -160,11 +194,12 @@ def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, te
 
 
 def choose_finalists(config: Compare, entrants: list[Entrant], ledger: Ledger) -> list[Entrant]:
-    """The best by one round of random folds, where that is known of all."""
-    found = [(entrant, ledger.collect(entrant, "random", 1)) for entrant in entrants]
-    accuracies = [(share_right(folds), entrant) for entrant, folds in found if folds is not None]
-    best = sorted(accuracies, key=lambda pair: -pair[0])[: config.finalists]
-    return [entrant for _, entrant in best] if len(best) == config.finalists else []
+    """The best by one round of random folds; none until that is known of all, those that wait for weights included."""
+    found = {entrant.name: ledger.collect(entrant, "random", 1) for entrant in entrants}
+    accuracies = {name: share_right(folds) for name, folds in found.items() if folds is not None}
+    if len(accuracies) < len(entrants):
+        return []
+    return sorted(entrants, key=lambda entrant: -accuracies[entrant.name])[: config.finalists]
 
 
 def share_right(folds: OutOfFold) -> float:

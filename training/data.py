@@ -5,6 +5,7 @@ be read, what is there twice and what looks alike is reported.
 """
 
 import csv
+import difflib
 import hashlib
 import logging
 import re
@@ -33,6 +34,7 @@ Pair = tuple[int, int]
 
 # What people call an image. `pixels.decode` accepts fewer, and says why not; all other files are passed over.
 IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|webp|bmp|gif|jp2|heic|avif|svs|ndpi|dcm)", re.IGNORECASE)
+TABLE_COLUMNS = ("file", "label", "slide", "quality")
 LONG_READ = 1000  # images from which on a progress bar is worth its line
 WHY_CUT = {
     "request": "at the um/px that was given they show more than a tile",
@@ -113,6 +115,8 @@ def scan(
     """
     rows = read_table(table) if table else {}
     labels = find_images(folder, rows, classes, needs_all)
+    if table:
+        tell_absent(folder, rows, table)
     first_with: dict[str, Record] = {}  # these bytes, by their hash
     unreadable, duplicates, contradictions = [], [], []
     for path in progress(list(labels), f"reading {folder.name}"):
@@ -163,6 +167,8 @@ def find_images(
 
     found = list(dict.fromkeys(labels.values()))
     refuse_too_few_classes(folder, found, classes or [], needs_all)
+    if classes and not needs_all:
+        tell_unknown_classes(labels, classes)
     return {path: label for path, label in labels.items() if classes is None or label in classes}
 
 
@@ -175,6 +181,14 @@ def refuse_too_few_classes(folder: Path, found: list[str], wanted: Sequence[str]
     missing = [label for label in wanted if label not in found]
     if missing and (needs_all or len(missing) == len(wanted)):
         raise NoClasses(f"{folder} has no class {', '.join(missing)}; it has {', '.join(found)}")
+
+
+def tell_unknown_classes(labels: dict[Path, str], known: Sequence[str]) -> None:
+    """Else `High grade` for `high grade` would only make an n smaller."""
+    unknown = Counter(label for label in labels.values() if label not in known)
+    if unknown:
+        counts = ", ".join(f"{n} of {label}" for label, n in unknown.items())
+        log.warning("left out, as they are of no class of the artefact's: %s; it has %s", counts, ", ".join(known))
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -210,19 +224,55 @@ def slide_in(file_name: str) -> str | None:
 
 def read_table(table: Path) -> dict[str, dict[str, str]]:
     """Rows by file name, slashes as here."""
-    return {Path(row["file"].replace("\\", "/")).as_posix(): row for row in rows_of(table, ["file"])}
+    rows = rows_of(table, ["file"])
+    refuse_misspelt_columns(table, [column for column in rows[0] if column])
+    return {Path(row["file"].replace("\\", "/")).as_posix(): row for row in rows}
+
+
+def refuse_misspelt_columns(table: Path, columns: Sequence[str]) -> None:
+    """`slide_id` would leave all slides unknown."""
+    absent = [name for name in TABLE_COLUMNS if name not in columns]
+    for column in columns:
+        if column in TABLE_COLUMNS:
+            continue
+        near = difflib.get_close_matches(column.lower(), absent, n=1, cutoff=0.7)  # `site` is no `slide`
+        if near:
+            raise BadTable(
+                f"{table} has no column {near[0]}, but {column}: rename it to {near[0]}, or, if it tells something "
+                "else, to a name less like that"
+            )
+    log.info("%s: read are the columns %s", table, ", ".join(name for name in TABLE_COLUMNS if name in columns))
+
+
+def tell_absent(folder: Path, rows: dict[str, dict[str, str]], table: Path) -> None:
+    absent = [file for file in rows if not (folder / file).exists()]
+    if len(absent) == len(rows):
+        raise BadTable(
+            f"{table} names no file that is there: its column file has to tell them as seen from {folder}, "
+            f"class folder included; the first is {absent[0]}"
+        )
+    if absent:
+        log.warning("%d of %d rows of %s match no file, such as %s", len(absent), len(rows), table, absent[0])
 
 
 def rows_of(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    rows = read_rows(table, required)
+    if not rows:
+        raise BadTable(f"{table} has no rows below its header")
+    return rows
+
+
+def read_rows(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """None at all where nothing follows the header."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:  # with or without the mark that Excel writes
-            rows = list(csv.DictReader(file, restval=""))
+            reader = csv.DictReader(file, restval="")
+            rows, columns = list(reader), list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadTable(f"{table} cannot be read: {error}") from error
-    missing = [column for column in required if not rows or column not in rows[0]]
+    missing = [column for column in required if column not in columns]
     if missing:
-        columns = ", ".join(rows[0]) if rows else "no rows"
-        raise BadTable(f"{table} has no column {', '.join(missing)}; it has {columns}")
+        raise BadTable(f"{table} has no column {', '.join(missing)}; it has {', '.join(columns) or 'no rows'}")
     return rows
 
 
@@ -243,15 +293,40 @@ def load_images(paths: Sequence[Path], tile_px: int, tile_mpp: float, mpp: float
     tiles = np.empty((len(paths), tile_px, tile_px, 3), np.uint8)
     cut: Counter[str] = Counter()
     for place, path in zip(tiles, progress(paths, "loading"), strict=True):
-        with naming(path):
-            picture = pixels.decode(path.read_bytes())
-            tile = pixels.to_tile(picture, tile_px, tile_mpp, mpp)
-        place[:] = tile.pixels
-        if tile.box != (0, 0, *picture.rgb.shape[1::-1]):
-            cut[tile.mpp_source] += 1
-    for source, n in cut.items():
-        log.warning("%d of %d images were cut to their middle: %s", n, len(paths), WHY_CUT[source])
+        place[:] = load_tile(path, tile_px, tile_mpp, mpp, cut)
+    tell_cut(cut, len(paths))
     return tiles
+
+
+def load_usable(records: Sequence[Record], tile_px: int, tile_mpp: float) -> tuple[list[Record], Pixels, list[str]]:
+    """Without those that are too small for a tile, by their files' own um/px; with what was said of these."""
+    tiles = np.empty((len(records), tile_px, tile_px, 3), np.uint8)
+    usable: list[Record] = []
+    refused: list[str] = []
+    cut: Counter[str] = Counter()
+    for record in progress(records, "loading"):
+        try:
+            tiles[len(usable)] = load_tile(record.path, tile_px, tile_mpp, None, cut)
+            usable.append(record)
+        except UnusableImage as error:
+            refused.append(str(error))
+    tell_cut(cut, len(usable))
+    return usable, tiles[: len(usable)], refused
+
+
+def load_tile(path: Path, tile_px: int, tile_mpp: float, mpp: float | None, cut: Counter[str]) -> Pixels:
+    """`cut`: counts what showed more than a tile, by where its um/px came from."""
+    with naming(path):
+        picture = pixels.decode(path.read_bytes())
+        tile = pixels.to_tile(picture, tile_px, tile_mpp, mpp)
+    if tile.box != (0, 0, *picture.rgb.shape[1::-1]):
+        cut[tile.mpp_source] += 1
+    return tile.pixels
+
+
+def tell_cut(cut: Counter[str], n: int) -> None:
+    for source, n_cut in cut.items():
+        log.warning("%d of %d images were cut to their middle: %s", n_cut, n, WHY_CUT[source])
 
 
 @contextmanager
@@ -333,12 +408,12 @@ def number_pairs(table: Path, numbers: Mapping[Path, int]) -> list[Pair]:
 
     `numbers`: of the images that matter, by their resolved paths.
     """
-    rows = rows_of(table, ["a", "b"])
+    rows = read_rows(table, ["a", "b"])  # none where nothing looks alike
 
     def places(file: str) -> list[Path]:
         return [(base / file.replace("\\", "/")).resolve() for base in (table.parent, table.parent.parent)]
 
-    if not any(place.exists() for row in rows for place in places(row["a"])):
+    if rows and not any(place.exists() for row in rows for place in places(row["a"])):
         raise BadTable(f"{table} names no file that is there; the first is {rows[0]['a']}")
     pairs = []
     for row in rows:
@@ -392,10 +467,15 @@ def course_split(
     return Split(*parts)
 
 
-def random_folds(labels: Sequence[int] | Indices, k: int, seed: int, together: Indices | None = None) -> list[Fold]:
+def random_folds(
+    labels: Indices, classes: Sequence[str], k: int, seed: int, together: Indices | None = None
+) -> list[Fold]:
     """Each class spread evenly over k folds. `together`: a group number for each image, whose fold it shares."""
-    labels = np.asarray(labels)
-    refuse_small_classes(labels, k, f"{k} folds with every class in each")
+    names = np.array(classes)[labels]
+    alike = np.arange(len(labels)) if together is None else together
+    _, one_of_each = np.unique(np.stack([labels, alike]), axis=1, return_index=True)
+    purpose = f"holding out one of {k} parts, with every class in each,"
+    refuse_small_classes(names[one_of_each], k, purpose, " (those that look alike count once)")
     folder = StratifiedKFold if together is None else StratifiedGroupKFold
     folds = folder(k, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, together)
     return [Fold(train, held_out, f"fold {i + 1}") for i, (train, held_out) in enumerate(folds)]
@@ -417,8 +497,11 @@ def slide_folds(records: Sequence[Record]) -> list[Fold]:
     ]
 
 
-def refuse_small_classes(labels: NDArray[np.generic], least: int, purpose: str) -> None:
+def refuse_small_classes(labels: NDArray[np.generic], least: int, purpose: str, note: str = "") -> None:
     small = {label: n for label, n in sorted(Counter(labels.tolist()).items()) if n < least}
     if small:
         counts = ", ".join(f"{label} has {n}" for label, n in small.items())
-        raise TooFewImages(f"{purpose} needs {least} images of each class, but {counts}")
+        raise TooFewImages(
+            f"{purpose} needs {least} images of each class{note}, but {counts}: "
+            "add images, or name the classes to go on with in data.classes"
+        )

@@ -7,7 +7,6 @@ import copy
 import hashlib
 import itertools
 import logging
-import os
 import shutil
 import subprocess
 import tempfile
@@ -68,6 +67,10 @@ class ParityFailed(RuntimeError):
     pass
 
 
+class NotAnArtefact(ValueError):
+    pass
+
+
 def export(
     net: Network, name: str, card: Card, findings: Findings, tile_mpp: float, check_tiles: Tiles, folder: Path
 ) -> Manifest:
@@ -75,6 +78,7 @@ def export(
 
     `check_tiles` are real tiles, labelled or not: parity is gated and the variants' change is measured on them.
     """
+    refuse_other_folder(folder)
     net = net.cpu().float().eval()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
@@ -100,8 +104,21 @@ def export(
         manifest = manifest.model_copy(update={"variants": variants})
         write_manifest(manifest, new)
         open_classifier(new, device="cpu")  # as the service will: it refuses what it can't trust
-        replace_folder(new, folder)
+        if folder.exists():
+            folder.replace(Path(temporary) / f"{folder.name}.old")  # goes with the temporary directory
+        new.replace(folder)
     return manifest
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """What is replaced is deleted, so that it has to be an artefact, or nothing."""
+    if not folder.exists() or (folder / "manifest.json").exists():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise NotAnArtefact(
+            f"{folder} is there and is no artefact, as it has no manifest.json, so it is not replaced: "
+            "name a new folder, an empty one, or that of an artefact"
+        )
 
 
 def describe(
@@ -330,16 +347,9 @@ def golden_probabilities(folder: Path, tile_px: int) -> list[float]:
 def versions() -> dict[str, str]:
     """`-dirty` follows a commit that isn't all: something that git knows was changed since."""
     describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    code = Path(__file__).parent  # and not the user's folder, which may lie in another repository
+    commit = subprocess.run(describe, cwd=code, capture_output=True, text=True, check=False).stdout.strip()
     packages = ("torch", "onnx", "onnxruntime", "pillow")
     return {name: ort.__version__ if name == "onnxruntime" else version(name) for name in packages} | {
         "commit": commit or "unknown"
     }
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)

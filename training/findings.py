@@ -45,6 +45,7 @@ from training.metrics import (
     Scores,
     bootstrap,
     calibration_error,
+    chance_error,
     mean_of,
     paired_difference,
     reliability,
@@ -58,6 +59,7 @@ COVERAGES = tuple(round(0.5 + 0.01 * step, 2) for step in range(50))  # what may
 DEFAULT_COVERAGE = 0.9
 JUDGED_COVERAGES = (0.8, DEFAULT_COVERAGE, 0.95)
 ANSWERED = (0.5, 0.8, 0.9)  # shares of the tiles, the surest first, for which the error is told
+CHANCE_ERROR = "ece expected of perfect confidences"
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     for part in parts:
         metrics += judge(part, temperature.value, classes)
         if part.source != main.source:  # else the answers are those that both were fitted on
-            metrics += judge_shipped(part, temperature.value, conformal, gate, main.protocol)
+            metrics += judge_shipped_sets(part, temperature.value, conformal, main.protocol)
+            if part.source != "slide":  # slides left out show the very pictures that the limits were fitted on
+                metrics += judge_shipped_gate(part, temperature.value, gate, main.protocol)
     return Findings(calibration, conformal, gate, metrics)
 
 
@@ -159,6 +163,7 @@ def judge(answers: Answers, temperature: float, classes: Sequence[str]) -> list[
     """The network's metrics; beside them the floors' accuracy, and what calibration, sets and gate are worth."""
     probabilities = softmax(answers.logits, temperature)
     metrics = name_metrics(score(probabilities, answers.targets, classes, answers.groups), answers.protocol)
+    metrics.append(name_metric(CHANCE_ERROR, chance_error(probabilities, answers.tiles), answers.protocol))
     right = probabilities.argmax(axis=1) == answers.targets
     for name, floor in answers.floors.items():
         accuracy = score(floor, answers.targets, classes, answers.groups).accuracy
@@ -189,7 +194,7 @@ def judge_confidence(answers: Answers, probabilities: NDArray[np.floating]) -> l
         kept = surest_first[: max(1, round(share * len(confidence)))]
         error = mean_of(~correct[kept], answers.groups[kept]).proportion()
         metrics.append(name_metric(f"error of the surest {share:.0%} of the answers", error, answers.protocol))
-    area = bootstrap({"area": area_under_risk(confidence, correct)}, answers.groups, 200, 0)["area"].estimate()
+    area = bootstrap({"area": area_under_risk(confidence, correct)}, answers.groups, 200, 0)["area"].proportion()
     return [*metrics, name_metric("area under risk and coverage", area, answers.protocol)]
 
 
@@ -260,20 +265,25 @@ def judge_sets(answers: Answers, probabilities: NDArray[np.floating], classes: S
     return metrics
 
 
-def judge_shipped(
-    answers: Answers, temperature: float, conformal: Conformal | None, gate: Gate, fitted_on: str
+def judge_shipped_sets(
+    answers: Answers, temperature: float, conformal: Conformal | None, fitted_on: str
 ) -> list[Metric]:
-    """What the thresholds and limits that are shipped hold on answers that they were not fitted on."""
-    probabilities = softmax(answers.logits, temperature)
-    ok = np.array(verdicts(answers.signs, probabilities.max(axis=1), gate)) == "ok"
-    metrics = judge_gate(answers, probabilities, ok, f"the shipped limits, of {fitted_on}")
+    """What the thresholds that are shipped hold on answers that they were not fitted on; the tiles may be the same."""
     if conformal is None:
-        return metrics
+        return []
+    probabilities = softmax(answers.logits, temperature)
     thresholds = np.array(conformal.thresholds[conformal.coverages.index(conformal.default)])
     holds = prediction_sets(probabilities, thresholds)[np.arange(len(answers.targets)), answers.targets]
     name = f"coverage of the sets at nominal {conformal.default:g}"
     protocol = f"{answers.protocol}; the shipped thresholds, of {fitted_on}"
-    return [name_metric(name, mean_of(holds, answers.groups).proportion(), protocol), *metrics]
+    return [name_metric(name, mean_of(holds, answers.groups).proportion(), protocol)]
+
+
+def judge_shipped_gate(answers: Answers, temperature: float, gate: Gate, fitted_on: str) -> list[Metric]:
+    """What the limits that are shipped let through of tiles that they were not fitted on."""
+    probabilities = softmax(answers.logits, temperature)
+    ok = np.array(verdicts(answers.signs, probabilities.max(axis=1), gate)) == "ok"
+    return judge_gate(answers, probabilities, ok, f"the shipped limits, of {fitted_on}")
 
 
 def name_metric(name: str, estimate: Estimate, protocol: str) -> Metric:

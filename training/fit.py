@@ -6,6 +6,7 @@ tissue-train cv configs/default.toml
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ from training.distil import distillation_loss
 from training.gate import count_versions, learn_cloud, restained_copies
 from training.looks import group_looks
 from training.rehearsal import read_rehearsal
-from training.train import batch_indices, best_device, optimise
+from training.train import batch_indices, best_device, optimise, refuse_unfilled
+
+log = logging.getLogger(__name__)
 
 Tiles = NDArray[np.uint8]
 Targets = NDArray[np.intp]
@@ -89,11 +92,6 @@ def read_tiles(config: Fit) -> TileSet:
     return TileSet(tiles, number_labels(found.records, found.classes), found.records, found.classes, near)
 
 
-def fit(config: Fit, tiles: TileSet, folder: Path) -> Network:
-    train, held_out = split(tiles, config)
-    return fit_tiles(config, train, folder, held_out)
-
-
 def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
     seed = config.optimisation.seed
     if config.split == "all":
@@ -103,7 +101,7 @@ def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
     groups = together(tiles)
     if config.split == "looks":
         groups = group_looks(tiles.tiles, tiles.targets, groups, seed)
-    fold = random_folds(tiles.targets, 5, seed, groups)[0]
+    fold = random_folds(tiles.targets, tiles.classes, 5, seed, groups)[0]
     return tiles.subset(fold.train), tiles.subset(fold.held_out)
 
 
@@ -127,7 +125,8 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     torch.manual_seed(how.seed)
     model = build(config.model, len(train.classes))
     if config.init:
-        checkpoint.initialise(model, config.init)
+        missing, _ = checkpoint.initialise(model, config.init)
+        refuse_unfilled(how.frozen, missing)
     model = model.to(device)
     draw_batch = gather_batches(config, train, device)
 
@@ -265,6 +264,8 @@ def cross_validate(
 ) -> OutOfFold:
     """Each finished fold is kept, so that a run that was killed goes on with the next one."""
     repeats = config.repeats if grouping == "random" else 1
+    if grouping == "slide":
+        tell_twins_across_slides(tiles)
     n = len(tiles.targets)
     logits = np.full((repeats, n, len(tiles.classes)), np.nan, np.float32)
     folds = np.full((repeats, n), -1)
@@ -288,16 +289,27 @@ class NumberedFold(NamedTuple):
 
 def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeats: int) -> list[NumberedFold]:
     """All folds of all repeats; a slide can be left out in one way only."""
-    rounds = (
-        [slide_folds(tiles.records)]
-        if grouping == "slide"
-        else [random_folds(tiles.targets, config.folds, repeat, together(tiles)) for repeat in range(repeats)]
-    )
+    if grouping == "slide":
+        rounds = [slide_folds(tiles.records)]
+    else:
+        groups = together(tiles)
+        rounds = [random_folds(tiles.targets, tiles.classes, config.folds, seed, groups) for seed in range(repeats)]
     return [
         NumberedFold(f"{grouping}-{repeat}-{number}", repeat, number, fold)
         for repeat, folds in enumerate(rounds)
         for number, fold in enumerate(folds)
     ]
+
+
+def tell_twins_across_slides(tiles: TileSet) -> None:
+    """Folds by slide hold out whole slides: a field that two of them show is learnt and held out at once."""
+    first: dict[int, Record] = {}
+    for group, record in zip(together(tiles).tolist(), tiles.records, strict=True):
+        if record.slide is None:
+            continue
+        other = first.setdefault(group, record)
+        if other.slide != record.slide:
+            log.warning("look alike on two slides, so that folds by slide flatter: %s and %s", other.path, record.path)
 
 
 def answer_fold(config: Fit, tiles: TileSet, fold: Fold, place: Path, repeat: int) -> tuple[Logits, Distances]:

@@ -8,7 +8,7 @@ on the class it is asked for, and on what the network has learnt. All of it goes
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -29,7 +29,7 @@ from model.session import Classifier, Explanations
 from training.augment import STAINS, density_of
 from training.data import rows_of
 from training.export import cpu_options
-from training.metrics import mean_of
+from training.metrics import Groups, mean_of
 from training.trial import Trial, choose_evenly
 
 Pixels = NDArray[np.uint8]
@@ -242,15 +242,21 @@ def judge_glands(network: Explainer, fields: Sequence[Outlined], found: Found, r
 
 def shuffle_weights(classifier: Classifier, artifact: Path, seed: int = 0) -> Classifier:
     """Its maps are of the same graph, the values of every weight in random order: nothing learnt is left in them."""
-    rng = np.random.default_rng(seed)
     proto = onnx.load(artifact / classifier.manifest.file("explain", "fp32").path)
-    for tensor in proto.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.size > 1:
-            shuffled = rng.permutation(values.ravel()).reshape(values.shape)
-            tensor.CopyFrom(numpy_helper.from_array(shuffled, tensor.name))
+    shuffle_learnt(proto.graph, np.random.default_rng(seed))
     session = ort.InferenceSession(proto.SerializeToString(), cpu_options(1), providers=["CPUExecutionProvider"])
     return replace(classifier, _explain=session)
+
+
+def shuffle_learnt(graph: onnx.GraphProto, rng: Generator) -> None:
+    """Constants before the first convolution make the picture (holes, colours, size): they aren't learnt, and stay."""
+    network = itertools.dropwhile(lambda node: node.op_type != "Conv", graph.node)  # nodes follow what they read
+    weights = {name for node in network for name in node.input}
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.name in weights and values.dtype == np.float32 and values.size > 1:
+            shuffled = rng.permutation(values.ravel()).reshape(values.shape)
+            tensor.CopyFrom(numpy_helper.from_array(shuffled, tensor.name))
 
 
 def correlate_ranks(a: Floats, b: Floats) -> float:
@@ -289,7 +295,8 @@ def judge(
     chosen = choose_evenly(trial.targets, per_class, seed)
     found: Found = {}
     curves = judge_removal(network, trial, chosen, found, rng)
-    judge_dependence(network, shuffled, trial, chosen[:DEPENDENCE_TILES], found)
+    few = chosen[:DEPENDENCE_TILES]
+    judge_dependence(network, shuffled, trial, few, found)
     laid = lay_mosaics(trial, grid, mosaics, rng)
     kept = judge_focus(network, laid, found, rng)
     protocol = (
@@ -300,7 +307,14 @@ def judge(
     patients = np.array([field.patient for field in fields])
     if fields:
         protocol += f"; glands in {len(fields)} fields of {len(set(patients))} patients, the patients drawn again"
-    scores = summarise(found, patients, seed)
+    groups: dict[Metric, Groups] = {  # a mosaic has tiles of several slides, and is drawn alone
+        "removal": trial.drawn_together(chosen),
+        "other_class": trial.drawn_together(few),
+        "random_weights": trial.drawn_together(few),
+        "other_tile": trial.drawn_together(few[1:]),
+        "glands": patients,
+    }
+    scores = summarise(found, groups, seed)
     return Judgement(JudgedMaps(protocol=protocol, beat_all=beat_all(scores), scores=scores), curves)
 
 
@@ -360,11 +374,10 @@ def note(found: Found, name: str, metric: Metric, value: float) -> None:
     found.setdefault((name, metric), []).append(value)
 
 
-def summarise(found: Found, patients: NDArray[np.str_], seed: int) -> list[MapScore]:
+def summarise(found: Found, groups: Mapping[Metric, Groups], seed: int) -> list[MapScore]:
     scores = []
     for (name, metric), values in found.items():
-        groups = patients if metric == "glands" else None
-        mean = mean_of(np.array(values), groups, RESAMPLES, seed).estimate()
+        mean = mean_of(np.array(values), groups.get(metric), RESAMPLES, seed).estimate()
         scores.append(MapScore(map=name, metric=metric, **vars(mean)))
     return scores
 

@@ -57,7 +57,7 @@ class Scores:
     macro_auroc: Estimate | None  # one against the rest; None where only one class is present
     nll: Estimate
     brier: Estimate  # summed over the classes: 0 to 2
-    ece: Estimate  # biased upwards where n is small: noise in a bin counts as error, whatever its sign
+    ece: Estimate  # biased upwards where n is small, as noise in a bin counts as error: compare `chance_error`
     recall: dict[str, Estimate]  # of the classes that are present
     confusion: Confusion
 
@@ -131,8 +131,8 @@ def score(
         predictions=len(targets),
         n=count_groups(groups),
         accuracy=found["accuracy"].proportion(),
-        macro_f1=found["macro_f1"].estimate(),
-        macro_auroc=found["macro_auroc"].estimate() if len(present) > 1 else None,
+        macro_f1=found["macro_f1"].proportion(),
+        macro_auroc=found["macro_auroc"].proportion() if len(present) > 1 else None,
         nll=found["nll"].estimate(),
         brier=found["brier"].estimate(),
         ece=found["ece"].estimate(),
@@ -163,7 +163,7 @@ def paired_difference(
     seed: int = 0,
 ) -> Estimate:
     """By how much a is more often right than b, on the same tiles: both are drawn again together."""
-    return mean_of(correct_a.astype(np.float64) - correct_b, groups, resamples, seed).estimate()
+    return mean_of(correct_a.astype(np.float64) - correct_b, groups, resamples, seed).within(-1, 1)
 
 
 def reliability(
@@ -278,6 +278,24 @@ def calibration_error(probabilities: Floats, targets: Ints, bins: int) -> Measur
     return lambda weights: np.abs(weights @ gap_by_bin).sum(axis=1) / weights.sum(axis=1)
 
 
+def chance_error(probabilities: Floats, tiles: Groups, bins: int = BINS, draws: int = 200, seed: int = 0) -> Estimate:
+    """The calibration error that is left where every probability is true: labels are drawn from these.
+
+    Noise counts as error, so it is above 0. The interval holds 95 % of the draws. All answers to one tile get their
+    label from one number, as one tile has one truth.
+    """
+    names, tile_of_row = np.unique(tiles, return_inverse=True)
+    up_to = probabilities.astype(np.float64).cumsum(axis=1)[:, :-1]  # (M, K - 1)
+    rng = np.random.default_rng(seed)
+    whole = np.ones((1, len(probabilities)))
+    errors = []
+    for _ in range(draws):
+        labels = (rng.random(len(names))[tile_of_row, None] > up_to).sum(axis=1)
+        errors.append(calibration_error(probabilities, labels, bins)(whole)[0])
+    low, high = np.quantile(errors, [RARE, 1 - RARE])
+    return Estimate(float(np.mean(errors)), float(low), float(high), len(names))
+
+
 def split_by_mass(confidence: Floats, bins: int) -> Floats:
     """Membership (N, B) in bins of about equal size; equal confidences stay together, so bins may be fewer."""
     edges = np.quantile(confidence, np.arange(1, bins) / bins)
@@ -318,15 +336,22 @@ class Interval:
         return Estimate(float(self.value), float(self.low), float(self.high), self.n)
 
     def proportion(self) -> Estimate:
-        """Where all of n were right, or none, every draw is the same: then the exact binomial limit stands."""
+        return self.within(0, 1)
+
+    def within(self, least: float, most: float) -> Estimate:
+        """Of what lies between these. Where every draw is the same, none of n was unlike the others; but as large a
+        share as the exact binomial limit may be, and as unlike as can be.
+        """
         found = self.estimate()
-        low = min(found.low, RARE ** (1 / self.n)) if found.value == 1 else found.low
-        high = max(found.high, 1 - RARE ** (1 / self.n)) if found.value == 0 else found.high
+        if found.low < found.high:
+            return found
+        unseen = 1 - RARE ** (1 / self.n)
+        low, high = found.value - unseen * (found.value - least), found.value + unseen * (most - found.value)
         return Estimate(found.value, low, high, self.n)
 
 
 def mean_of(values: NDArray[Any], groups: Groups | None = None, resamples: int = 1000, seed: int = 0) -> Interval:
-    """`.proportion()` of what is true or false, `.estimate()` of any other number."""
+    """`.proportion()` of what is true or false, `.within()` of other limits, `.estimate()` of any other number."""
     groups = np.arange(len(values)) if groups is None else groups
     return bootstrap({"mean": weighted_mean(values)}, groups, resamples, seed)["mean"]
 

@@ -28,11 +28,12 @@ from training.augment import keep_some_patches, mean_density, recolour
 from training.config import BadConfig, Masked, Pretrain, Rule, Source
 from training.data import class_folders, group_pairs, images_below, naming, number_pairs, rows_of
 from training.masking import Guesser, masked_loss
-from training.train import best_device, optimise
+from training.train import best_device, optimise, refuse_unfilled
 
 Pixels = NDArray[np.uint8]
 NO_LABEL = -1  # what torch's cross-entropy is told to ignore
 DROPPED = "dropped patches"  # the task of `[masked]`
+MOST_GRADES = 2  # the one logit of a grade tells two apart
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def read_source(source: Source) -> Collection:
     order = np.random.default_rng(0).permutation(len(groups))
     away = {groups[i] for i in order[: round(source.held_out * len(groups))]}
     fields = [field for group, field in named if group not in away]
+    if not fields:
+        raise BadConfig(
+            f"source '{source.folder}' has {len(groups)} groups of images, and held_out = {source.held_out:g} leaves "
+            "none of them to learn from: set it lower"
+        )
     return Collection(source, names, fields, [field for group, field in named if group in away])
 
 
@@ -112,6 +118,11 @@ def read_points(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
 def read_masks(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
     rows = read_marks(source, ["image", "mask", "grade"])
     names = sorted({row["grade"] for row in rows})
+    if len(names) > MOST_GRADES:
+        raise BadConfig(
+            f"source '{source.folder}' has glands of {len(names)} grades ({', '.join(names)}), expected {MOST_GRADES} "
+            f"at most: merge some in column grade of {source.table}"
+        )
     fields = []
     for row in rows:
         mask = Image.open(source.folder / row["mask"]).convert("L")
@@ -148,6 +159,8 @@ class Cutter:
         self.grid = config.model.grid
         self.classes = config.classes
         self.rules = [rule for rule in config.rules if rule.kind == collection.source.kind]
+        for rule in self.rules:
+            refuse_unknown_names(rule, collection, config.classes)
 
     def side_px(self, field: Field) -> float:
         source = self.collection.source
@@ -190,6 +203,19 @@ class Cutter:
         else:
             amounts = dict(zip(self.collection.names, patches.sum(axis=(0, 1)).tolist(), strict=True))
         return next((self.classes.index(rule.label) for rule in self.rules if obeys(amounts, rule)), NO_LABEL)
+
+
+def refuse_unknown_names(rule: Rule, collection: Collection, classes: list[str]) -> None:
+    """They would end the training when the first cut asks for them."""
+    if rule.label not in classes:
+        raise BadConfig(
+            f"a rule gives the label '{rule.label}', which is none of the classes {classes}: add it, or mend it"
+        )
+    if unknown := sorted({*rule.at_least, *rule.share, *rule.absent} - set(collection.names)):
+        raise BadConfig(
+            f"the rule for '{rule.label}' asks for {', '.join(map(repr, unknown))}, but what is marked in "
+            f"'{collection.source.folder}' is {', '.join(map(repr, collection.names))}: mend the rule or the table"
+        )
 
 
 def obeys(amounts: dict[str, float], rule: Rule) -> bool:
@@ -297,7 +323,19 @@ def gland_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def open_sources(config: Pretrain) -> list[Cutter]:
+    for source in config.sources:
+        refuse_unusable_name(source)
     return [Cutter(read_source(source), config) for source in config.sources]
+
+
+def refuse_unusable_name(source: Source) -> None:
+    """torch keeps a head under its folder's name, among attributes that a ModuleDict has already."""
+    name = source.folder.name
+    if source.kind != "images" and (not name or "." in name or hasattr(nn.ModuleDict(), name)):
+        raise BadConfig(
+            f"source '{source.folder}' gives its head the name '{name}', which torch can't use: give the folder "
+            "another, without dots, such as nuclei_v1"
+        )
 
 
 def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretrained:
@@ -306,7 +344,8 @@ def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretraine
     torch.manual_seed(config.optimisation.seed)
     model = Pretrained(config.model, len(config.classes), collections, config.masked).to(device)
     if config.init:
-        checkpoint.initialise(model.vit, config.init)
+        missing, _ = checkpoint.initialise(model.vit, config.init)
+        refuse_unfilled(config.optimisation.frozen, missing)
     how = config.optimisation
     total = sum(source.share for source in config.sources)
     sizes = [max(1, round(how.batch * source.share / total)) for source in config.sources]

@@ -1,6 +1,7 @@
 """Cuts labelled by rule, to be learnt among the labelled tiles: they are of other stains, and there are many.
 
-A pretraining's config goes in, with its fields and rules; tiles with labels leave, as many of each class as there are.
+A pretraining's config goes in, with its fields and rules; tiles with labels leave, of each source up to `per_class` of
+each class that its rules name.
 """
 
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int) -> Reh
         collection = read_source(source)
         cutter = Cutter(collection, config)
         look = look_of(cutter)
+        # Of this source: a class that rules find in two sources gets up to twice as many.
         room = {classes.index(rule.label): how.per_class for rule in cutter.rules}
         for field in choose(collection.fields, how.per_class * len(room), rng):
             cut = cutter.cut(field, rng)

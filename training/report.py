@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from model.artifact import MAP_METHODS, Gate, JudgedMaps, Manifest, MapScore, Metric
+from training.findings import CHANCE_ERROR
 from training.maps import QUESTIONS, beats_no_model
 
 
@@ -56,6 +57,11 @@ def render_metrics(metrics: list[Metric]) -> str:
         "or slides were held out, each answer comes from a network that didn't learn from them; the exported network "
         "learnt from all tiles."
     ]
+    if any(metric.name == CHANCE_ERROR for metric in metrics):
+        parts.append(
+            f"The calibration error, `ece`, is above 0 by chance alone. `{CHANCE_ERROR}` is what chance makes of it "
+            "where every probability is true, in brackets 95 % of the draws: within them no miscalibration shows."
+        )
     for protocol, group in groupby(metrics, key=lambda metric: metric.protocol):
         rows = [[x.name, f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]", str(x.n)] for x in group]
         parts.append(f"### {protocol}\n\n" + table(["", "value", "n"], rows))

@@ -62,7 +62,7 @@ class Row:
     value: float  # the share of right answers; of unchanged ones, where the classes aren't known
     low: float
     high: float
-    n: int
+    n: int  # tiles, or slides where they are named
 
 
 def measure(
@@ -86,7 +86,8 @@ def measure(
         log.info("%s: %s", name, trial.protocol)
         graph = path / classifier.manifest.file("predict", "fp32").path
         for damage, tried, answers in answer_all(classifier, graph, tiles, targets, seed):
-            found = mean_of(answers == targets[tried], seed=seed).proportion()
+            groups = trial.drawn_together(chosen[tried])
+            found = mean_of(answers == targets[tried], groups, seed=seed).proportion()
             rows.append(Row(name, *vars(damage).values(), **vars(found)))
         protocols[name] = f"{len(tiles)} of {trial.protocol}"
     return rows, join_protocols(protocols)

@@ -20,14 +20,15 @@ from training import checkpoint, figures
 from training.calibrate import softmax
 from training.config import BadConfig, Card, Fit, Pretrain
 from training.data import load_images, unlabelled_images
-from training.export import export
+from training.export import export, refuse_other_folder
 from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, remember, unmeasured
 from training.fit import (
     Grouping,
     OutOfFold,
     TileSet,
     cross_validate,
-    fit,
+    fit_tiles,
+    make_folds,
     measure_distances,
     predict,
     predict_with_features,
@@ -52,12 +53,18 @@ AFTER_TRAINING = frozenset({"card", "repeats", "groupings"})
 BESIDE_FOLDS = AFTER_TRAINING | {"split"}
 
 
+class UnfinishedRun(ValueError):
+    pass
+
+
 def fit_and_export(config: Fit, folder: Path) -> Manifest:
     tiles = read_tiles(config)
+    refuse_other_settings(folder, config, tiles)
+    if config.split == "all":  # before hours of training, whose figures the folds are to be
+        refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
+    train, held_out = split(tiles, config)
     claim(folder, config, tiles)
-    if config.split == "all" and (folder / "folds" / "config.json").exists():
-        claim(folder / "folds", config, tiles, BESIDE_FOLDS)  # before hours of training, whose figures they are to be
-    fit(config, tiles, folder)
+    fit_tiles(config, train, folder, held_out)
     figures.draw_curves(folder / "curve.csv", folder / "curve.png", config.name)
     return export_run(config, tiles, folder, folder / "artifact")
 
@@ -65,18 +72,41 @@ def fit_and_export(config: Fit, folder: Path) -> Manifest:
 def claim(
     folder: Path, config: Fit | Pretrain, tiles: TileSet | None = None, aside: frozenset[str] = AFTER_TRAINING
 ) -> None:
+    """Called when nothing is left to refuse, as what is mended then has other settings, and before the first
+    checkpoint.
+    """
+    refuse_other_settings(folder, config, tiles, aside)
+    path = folder / "config.json"
+    if not path.exists():
+        content = json.dumps(describe_settings(config, tiles, aside), indent=2)
+        checkpoint.write_atomically(path, lambda file: file.write(content.encode()))
+
+
+def refuse_other_settings(
+    folder: Path, config: Fit | Pretrain, tiles: TileSet | None = None, aside: frozenset[str] = AFTER_TRAINING
+) -> None:
     """A folder belongs to one config, its tiles and the weights it starts from: with others two runs would mix."""
     path = folder / "config.json"
-    content = describe_settings(config, tiles, aside)
-    before = json.loads(path.read_text()) if path.exists() else content
+    if not path.exists():
+        return
+    content, before = describe_settings(config, tiles, aside), read_settings(path)
     if changed := sorted(key for key in content.keys() | before.keys() if content.get(key) != before.get(key)):
         kept = f" but {folder}/folds" if (folder / "folds").exists() else ""
         raise BadConfig(
             f"{' and '.join(changed)} changed since {folder} was begun; "
             f"give this run another name, or remove all that is in it{kept}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadConfig(
+            f"{path} tells what {path.parent} was begun with, and is no JSON ({error}): "
+            "give this run another name, or remove that folder"
+        ) from error
+    return settings
 
 
 def describe_settings(
@@ -92,11 +122,14 @@ def describe_settings(
 
 def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], None]) -> list[Metric]:
     tiles = read_tiles(config)
-    claim(folder / "folds", config, tiles, BESIDE_FOLDS)
+    refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
     groupings: list[Grouping] = config.groupings
     if "random" in groupings and len({record.slide for record in tiles.records if record.slide}) < 2:
         log.warning("no slides are left out, as the tiles name fewer than two: data.table can name them")
         groupings = ["random"]
+    for grouping in groupings:
+        make_folds(tiles, config, grouping, 1)  # refuses too few images or slides, before anything is learnt
+    claim(folder / "folds", config, tiles, BESIDE_FOLDS)
     for grouping in groupings:
         found = cross_validate(config, tiles, folder / "folds", grouping, tell)
         keep(found, folder / "folds" / f"{grouping}.npz")
@@ -139,7 +172,7 @@ def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
     """What `cv` left, if it was run on these very tiles, with these settings."""
     if not (folder / "folds" / "config.json").exists():
         return []
-    claim(folder / "folds", config, tiles, BESIDE_FOLDS)
+    refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
     answers: list[Answers] = []
     appearance: Appearance | None = None
     for grouping in get_args(Grouping):
@@ -154,9 +187,16 @@ def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
 
 
 def export_run(config: Fit, tiles: TileSet, folder: Path, target: Path) -> Manifest:
+    refuse_other_folder(target)  # before the minutes that measuring takes
+    refuse_other_settings(folder, config, tiles)
+    state = checkpoint.load(folder / "latest.pt")
+    if state["step"] < config.optimisation.steps:
+        raise UnfinishedRun(
+            f"{folder} stopped at step {state['step']} of {config.optimisation.steps}: "
+            "`tissue-train fit` with the same config goes on with it, and exports it"
+        )
     net = build(config.model, len(tiles.classes))
-    net.load_state_dict(checkpoint.read_weights(folder / "latest.pt"))
-    claim(folder, config, tiles)
+    net.load_state_dict(state["weights"])
     net = net.to(best_device())
     findings = collect_findings(config, folder, tiles, net)
     card = complete(config.card, tiles.classes)

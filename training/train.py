@@ -36,6 +36,10 @@ class UnknownLayer(ValueError):
     pass
 
 
+class FrozenAtRandom(ValueError):
+    pass
+
+
 @dataclass
 class Curve:
     """What is known of a run so far, a row per validation; `curve.csv` is its copy for people."""
@@ -95,14 +99,15 @@ def optimise(
 
             with autocast:
                 loss = loss_of(model, step)
-            if not torch.isfinite(loss):
-                raise Diverged(
-                    f"the loss became {loss.item()} at step {step} with learning rate {rate:.2e}; "
-                    f"the last checkpoint in {folder} is good: lower optimisation.learning_rate"
-                )
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+            # Asked of both at once, as a GPU is waited for, and before the step, so that no checkpoint is spoilt.
+            if not torch.isfinite(loss + norm):
+                raise Diverged(
+                    f"the loss became {loss.item()} and its gradient's norm {norm.item()} at step {step} with learning "
+                    f"rate {rate:.2e}: start again under another name with a lower optimisation.learning_rate"
+                )
             optimiser.step()
             update_average(average, model, how.ema, step)
             loss_sum += loss.item()
@@ -146,6 +151,17 @@ def freeze(model: nn.Module, frozen: list[str]) -> None:
             raise UnknownLayer(f"optimisation.frozen names '{beginning}', but no layer's name begins so")
         for layer in layers:
             layer.eval().requires_grad_(False)
+
+
+def refuse_unfilled(frozen: list[str], missing: list[str]) -> None:
+    """`missing`: tensors that the weights at the start did not fill."""
+    counted = ".num_batches_tracked"  # which no answer depends on
+    chance = [name for name in missing if name.startswith(tuple(frozen)) and not name.endswith(counted)]
+    if chance:
+        raise FrozenAtRandom(
+            f"optimisation.frozen keeps {chance[0]} as it came, but init has nothing for it, so that it stays at "
+            "random: take it out of frozen, or set init to weights that have it"
+        )
 
 
 def build_optimiser(model: nn.Module, how: Optimisation) -> torch.optim.AdamW:

@@ -10,6 +10,7 @@ from model.artifact import Manifest
 from model.session import Classifier
 from training.data import (
     class_folders,
+    group_by_slide,
     load_images,
     load_tiles,
     number_labels,
@@ -30,8 +31,15 @@ class Trial:
     targets: Indices  # (N,) the class, or the answer to the tile as it is
     answers: Indices  # (N,)
     confidence: NDArray[np.float32]  # (N,)
+    slides: Indices | None  # (N,) None where no two are named
     labelled: bool
     protocol: str
+
+    def drawn_together(self, chosen: Indices) -> Indices:
+        """The slide of each chosen tile, for a bootstrap: tiles of one slide are right, or wrong, together. Where no
+        slides are named each tile has a number of its own.
+        """
+        return np.arange(len(chosen)) if self.slides is None else self.slides[chosen]
 
 
 def read_trial(
@@ -45,12 +53,15 @@ def read_trial(
 ) -> Trial:
     """A folder per class, or one folder of images without classes. `learnt`: the network was trained on them."""
     m = classifier.manifest
+    slides = None
     labelled = table is not None or bool(class_folders(folder))
     if labelled:
         found = scan(folder, table, m.class_names, needs_all=False)
         tell_skipped(found)
         records = found.records
         tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
+        if len({record.slide for record in records if record.slide}) > 1:
+            slides = group_by_slide(records)
     else:
         most = CANDIDATES_PER_TILE * per_class * len(m.classes)
         tiles = load_unlabelled(folder, m, image_mpp, most, seed)
@@ -60,7 +71,9 @@ def read_trial(
     known = "their classes" if labelled else "no classes, so the answers to the whole tiles stand for them"
     seen = "the network was trained on them" if learnt else "the network never saw them"
     protocol = f"{len(tiles)} tiles of {folder.name}, {known}; {seen}"
-    return Trial(tiles, targets, answers, probabilities.max(axis=1), labelled, protocol)
+    if slides is not None:
+        protocol += "; the slides drawn again"
+    return Trial(tiles, targets, answers, probabilities.max(axis=1), slides, labelled, protocol)
 
 
 def load_unlabelled(folder: Path, m: Manifest, image_mpp: float | None, most: int, seed: int) -> Pixels:

@@ -53,6 +53,34 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     assert carry_out(plan(results), announce=lambda step: pytest.fail(f"{step} was repeated"))
 
 
+def test_a_step_whose_last_line_was_cut_is_taken_again_as_a_whole(tmp_path):
+    results = tmp_path / "results.jsonl"
+    carry_out(plan(results))
+    whole = results.read_text().splitlines(keepends=True)
+    cut = next(n for n, line in enumerate(whole) if '"kind": "load"' in line)
+    results.write_text("".join(whole[:cut]) + whole[cut][:20])
+    assert [sample["step"] for sample in read_samples(results)] == [
+        json.loads(line)["step"] for line in whole[: cut - 1]
+    ]
+    again: list[str] = []
+    carry_out(plan(results), announce=again.append)
+    assert again[0] == json.loads(whole[cut])["step"]
+    assert results.read_text().splitlines(keepends=True) == whole
+
+
+def test_a_damaged_line_amid_others_is_named(tmp_path):
+    results = tmp_path / "results.jsonl"
+    carry_out(plan(results))
+    results.write_text(results.read_text().replace('"kind": "ceiling"', '"kind": "ceil', 1))
+    with pytest.raises(ValueError, match=r"line 2 of .*results\.jsonl is damaged .*, expected JSON: take it and"):
+        read_samples(results)
+
+
+def test_what_grows_is_ours_alone(tmp_path):
+    names = [step.name for step in plan(tmp_path / "r", servers=SERVERS[1:3]).steps()]
+    assert not [name for name in names if name.startswith("growth")]
+
+
 def test_no_step_starts_after_the_limit(tmp_path):
     results = tmp_path / "results.jsonl"
     assert not carry_out(plan(results), limit_s=-1)

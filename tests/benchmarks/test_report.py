@@ -104,6 +104,23 @@ def test_aims_are_judged_by_the_figures(samples):
     assert found["memory gained over their last half, under 2 MiB"] == ["+3.5 MiB", "no"]
 
 
+@pytest.mark.parametrize(
+    ("skipped", "missing", "kept"),
+    [
+        ({"tissue_int8"}, "int8 over fp32", "share of the ceiling at 8"),
+        ({"tissue"}, "share of the ceiling at 8", "memory gained"),
+        ({"fastapi_def", "mosec"}, "over the best peer", "int8 over fp32"),
+    ],
+)
+def test_a_server_that_was_left_out_takes_its_rows_with_it(samples, tmp_path, skipped, missing, kept):
+    measured = [one for one in samples if one.get("server") not in skipped]
+    write(measured, Soak([0, 10], [1.0, 2.0], errors=0, peak_rss_mib=2.0), tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        missing not in text and kept in text and not any(f"| **{report.TITLES[name]}** |" in text for name in skipped)
+    )
+
+
 def test_what_was_left_out_is_said(samples):
     assert "Left out: Ray Serve." in report.describe_run(samples)
 

@@ -1,13 +1,15 @@
 import base64
 import json
 import shutil
+import subprocess
+import zipfile
 from email.parser import BytesParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import load
+from benchmarks import load, servers
 from benchmarks.overload import mix
 from benchmarks.servers import (
     PEERS,
@@ -15,6 +17,7 @@ from benchmarks.servers import (
     Server,
     as_base64_json,
     as_form,
+    install,
     list_versions,
     make_environ,
     pick_servers,
@@ -50,6 +53,23 @@ def test_every_peer_says_what_it_installs_and_its_code_compiles():
 
 def test_versions_are_those_of_the_servers_own_environment():
     assert list(list_versions(OURS, ["numpy", "no-such-package"])) == ["numpy"]
+
+
+def test_an_environment_is_there_once_all_is_installed_and_no_sooner(tmp_path, monkeypatch):
+    monkeypatch.setattr(servers, "VENVS", tmp_path / "venv")
+    monkeypatch.setattr(servers, "PEERS", tmp_path)
+    (tmp_path / "peer.txt").write_text(f"--no-index\n--find-links {tmp_path}\nonnxruntime\n")
+    peer = Server("peer", "peer", (), "peer")
+    with pytest.raises(subprocess.CalledProcessError):
+        install("peer", "0.1")
+    assert peer.python.exists() and not peer.is_installed
+    with zipfile.ZipFile(tmp_path / "onnxruntime-0.1-py3-none-any.whl", "w") as wheel:
+        facts = "onnxruntime-0.1.dist-info"
+        wheel.writestr(f"{facts}/METADATA", "Metadata-Version: 2.1\nName: onnxruntime\nVersion: 0.1\n")
+        wheel.writestr(f"{facts}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{facts}/RECORD", "")
+    install("peer", "0.1")
+    assert peer.is_installed and list_versions(peer, ["onnxruntime"]) == {"onnxruntime": "0.1"}
 
 
 def test_left_out_servers_must_be_known():

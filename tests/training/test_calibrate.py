@@ -5,6 +5,7 @@ import pytest
 
 from training.calibrate import (
     TooFewForCoverage,
+    cross_temperatures,
     fit_conformal,
     fit_temperature,
     max_coverage,
@@ -81,6 +82,17 @@ def test_repeated_tiles_make_chance_no_surer():
     repeated = fit_temperature(np.tile(logits, (9, 1)), np.tile(targets, 9), np.tile(tiles, 9))
     assert repeated.reason == once.reason
     assert repeated.n == 60
+
+
+def test_a_fold_that_differs_does_not_move_its_own_temperature():
+    """The first 80 of 400 tiles are three times as sure as the others, in both repeats."""
+    logits, targets = draw_logits(400, 2.0)
+    logits[:80] *= 3
+    tiles = np.tile(np.arange(400), 2)
+    folds = np.concatenate([np.arange(400) // 80, 5 + np.arange(400) % 5])  # in the second they are in every fold
+    found = cross_temperatures(np.tile(logits, (2, 1)), np.tile(targets, 2), folds, tiles)
+    assert found[folds == 0] == pytest.approx(fit_temperature(logits[80:], targets[80:]).value)
+    assert (found[folds == 0] < 2.3).all() and (found[folds > 0] > 2.5).all()
 
 
 def test_softmax_of_large_float32_logits_is_finite_and_sums_to_one():
@@ -183,6 +195,12 @@ def test_a_set_always_holds_the_top_class():
     p = np.array([[0.4, 0.35, 0.25], [0.9, 0.06, 0.04]])
     sets = prediction_sets(p, np.array([0.1, 0.1, 0.76]))
     assert sets.tolist() == [[True, False, True], [True, False, False]]
+
+
+def test_sets_that_were_all_of_one_size_may_yet_be_larger():
+    (found,) = measure_coverage(np.tile([0.9, 0.1], (40, 1)), np.zeros(40, dtype=int), np.arange(40) % 5, [0.9])
+    assert (found.set_size.value, found.set_size.low) == (1, 1)
+    assert found.set_size.high == pytest.approx(1.088, abs=5e-4)
 
 
 def test_coverage_is_measured_on_folds_that_the_thresholds_did_not_see():

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from training.commands import cli
@@ -31,6 +32,8 @@ def test_from_tiles_to_a_card_in_four_commands(tissue_train, config, tile_folder
     runs, artifact = tmp_path / "runs", tmp_path / "runs" / "x" / "artifact"
     fitted = tissue_train("fit", config, "--runs", runs)
     assert fitted.exit_code == 0 and "accuracy" in fitted.output
+    long = next(line for line in fitted.stdout.splitlines() if "histogram and patterns" in line)
+    assert long.endswith("(one random fifth held out)"), "it is not broken"
     evaluated = tissue_train("evaluate", artifact, tile_folder, "--folder", tmp_path / "scores")
     assert evaluated.exit_code == 0 and "macro_f1" in evaluated.output
     assert json.loads((tmp_path / "scores" / "scores.json").read_text())["accuracy"]["n"] == 10  # slides
@@ -55,6 +58,28 @@ def test_a_tree_is_scanned_and_what_is_wrong_with_it_told(tissue_train, tmp_path
     result = tissue_train("data", "scan", tmp_path / "tiles")
     assert result.exit_code == 0
     assert f"skipped {first}" in result.output.replace("\n", "") and "text.tif" in result.output
+
+
+def test_an_image_that_is_too_small_by_its_own_tag_is_listed_and_the_others_scanned(tissue_train, tmp_path):
+    assert tissue_train("data", "synth", tmp_path / "tiles", "--per-class", "2").exit_code == 0
+    first, second = sorted((tmp_path / "tiles").rglob("*.png"))[:2]
+    with Image.open(second) as image:
+        image.rotate(90).save(second.with_name("z twin.png"))
+    with Image.open(first) as image:
+        image.save(first, dpi=(25_400 / 0.2,) * 2)  # 30 um, of 74 in a tile
+    result = tissue_train("data", "scan", tmp_path / "tiles")
+    assert result.exit_code == 0
+    assert f"skipped {first}: " in result.output
+    assert f"look alike, kept in one fold: {second} and " in result.output
+
+
+def test_brackets_of_names_are_told_as_they_are(tissue_train, tmp_path):
+    for name in ("[masked]", "[/masked]"):
+        result = tissue_train("fit", tmp_path / name / "x.toml")
+        assert result.exit_code == 1 and f"{tmp_path}/{name}/x.toml can't be read" in result.output
+    tissue_train("data", "synth", tmp_path / "[tiles]", "--per-class", "1")
+    (tmp_path / "[tiles]" / "01_TUMOR").rename(tmp_path / "[tiles]" / "[bold]")
+    assert "[bold]" in tissue_train("data", "scan", tmp_path / "[tiles]").output
 
 
 def test_an_empty_class_is_refused(tissue_train, tmp_path):

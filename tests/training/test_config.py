@@ -64,6 +64,10 @@ def test_the_command_line_takes_a_key_away(write):
         ("model.heads=5", "width 192 is not a multiple of heads 5"),
         ("steps", "no key=value"),
         ("model.architecture=vgg", "'vit', 'msht', 'poolformer', 'convmixer', 'resnet'"),
+        ("name.x=5", "'name.x=5': 'name' is no section; expected one"),
+        ("name=../escape", r"name is the run's folder among the runs, .* '\.\./escape' would lie outside"),
+        ("name=/tmp/escape", "would lie outside"),
+        ('name=""', "would lie outside"),
         ("data.clases=[]", r"unknown key 'clases'; the nearest known one is 'classes'"),
     ],
 )
@@ -139,6 +143,14 @@ def test_every_config_is_one(path):
 def test_broken_toml_is_named(write):
     with pytest.raises(BadConfig, match="not valid TOML"):
         read_config(write("name = "), [], Fit)
+
+
+def test_a_file_may_begin_with_the_mark_that_editors_write(tmp_path):
+    (tmp_path / "x.toml").write_text(MINIMAL, encoding="utf-8-sig")
+    assert read_config(tmp_path / "x.toml", [], Fit).name == "x"
+    (tmp_path / "x.toml").write_bytes(b'name = "\xff"\n')
+    with pytest.raises(BadConfig, match=r"x\.toml is not valid TOML"):
+        read_config(tmp_path / "x.toml", [], Fit)
 
 
 def test_every_tile_that_the_shipped_network_learnt_from_is_accounted_for():

@@ -49,6 +49,28 @@ def test_what_was_answered_is_read_back(ledger, entrants, tiles, fold, tmp_path)
     assert Ledger.read(tmp_path / "page.jsonl", entrants[2:], tiles).answers == {}
 
 
+@pytest.mark.parametrize("lost", [1, 2, 40])  # the newline alone, one more character, most of the line
+def test_a_last_line_that_was_cut_is_answered_anew_on_a_line_of_its_own(ledger, entrants, tiles, tmp_path, lost):
+    path, logits = tmp_path / "page.jsonl", np.zeros((3, 3), np.float32)
+    one, other = make_folds(tiles, entrants[0].config, "random", 1)
+    ledger.add(entrants[0], one, logits)
+    ledger.add(entrants[0], other, logits)
+    path.write_bytes(path.read_bytes()[:-lost])
+    again = Ledger.read(path, entrants, tiles)
+    assert len(again.answers) == (2 if lost == 1 else 1)
+    again.add(entrants[1], one, logits)
+    answered = {ledger.place(entrants[0], one), ledger.place(entrants[1], one)}
+    assert Ledger.read(path, entrants, tiles).answers.keys() - {ledger.place(entrants[0], other)} == answered
+
+
+def test_a_damaged_line_amid_others_is_named(ledger, entrants, tiles, fold, tmp_path):
+    path = tmp_path / "page.jsonl"
+    ledger.add(entrants[0], fold, np.zeros((3, 3), np.float32))
+    path.write_text(f'{path.read_text()}{{"network": "small\n{path.read_text()}')
+    with pytest.raises(BadConfig, match=r"line 2 of .*page\.jsonl is damaged .*, expected JSON: take it out"):
+        Ledger.read(path, entrants, tiles)
+
+
 def test_answers_of_a_fold_that_is_drawn_otherwise_now_are_not_taken_for_its_own(ledger, entrants, fold):
     ledger.add(entrants[0], fold, np.zeros((len(fold.fold.held_out), 3), np.float32))
     assert ledger.place(entrants[0], fold) in ledger.answers
@@ -101,6 +123,7 @@ def test_the_best_by_one_round_are_the_finalists(contest_config, entrants, ledge
         for one in make_folds(tiles, entrant.config, "random", 1):
             ledger.add(entrant, one, answers[one.fold.held_out])
     assert choose_finalists(contest_config, entrants[:2], ledger) == [entrants[1]]
+    assert choose_finalists(contest_config, entrants, ledger) == []  # the third waits, and might be better
     found = ledger.collect(entrants[1], "random", 1)
     assert found is not None and (found.logits[0].argmax(1) == tiles.targets).all()
     assert ledger.collect(entrants[1], "random", 2) is None and ledger.collect(entrants[1], "slide", 1) is None

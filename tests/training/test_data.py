@@ -160,12 +160,15 @@ def test_a_folder_without_classes_is_refused(tree: Path, tmp_path: Path):
         scan(tree / "01_TUMOR")
 
 
-def test_classes_can_be_chosen_and_ordered(tree: Path):
+def test_classes_can_be_chosen_and_ordered(tree: Path, caplog: pytest.LogCaptureFixture):
     assert scan(tree, classes=["Stroma", "Tumor"]).classes == ["Stroma", "Tumor"]
     assert {record.label for record in scan(tree, classes=["Stroma"]).records} == {"Stroma"}
     with pytest.raises(NoClasses, match="has no class Stromma; it has Tumor, Stroma"):
         scan(tree, classes=["Stromma", "Tumor"])
     assert scan(tree, classes=["Stromma", "Stroma", "Tumor"], needs_all=False).classes == ["Stroma", "Tumor"]
+    assert caplog.text == ""
+    assert len(scan(tree, classes=["tumor", "Stroma"], needs_all=False).records) == 4
+    assert "left out, as they are of no class of the artefact's: 4 of Tumor; it has tumor, Stroma" in caplog.text
     with pytest.raises(NoClasses, match="has no class Stromma; it has Tumor, Stroma"):
         scan(tree, classes=["Stromma"], needs_all=False)
 
@@ -199,9 +202,32 @@ def test_a_flat_folder_with_a_table(tmp_path: Path):
     assert found.unreadable[0][0].name == "gone.png"
 
 
+def test_rows_that_match_no_file_are_told(tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = scan(tree).records[0].path
+    table = tmp_path / "slides.csv"
+    table.write_text(f"file,slide,stain\n{file.relative_to(tree).as_posix()},A,HE\n{file.name},B,HE\n")
+    with caplog.at_level("INFO"):
+        assert scan(tree, table).records[0].slide == "A"
+    assert f"1 of 2 rows of {table} match no file, such as {file.name}" in caplog.text
+    assert f"{table}: read are the columns file, slide" in caplog.text
+    table.write_text(f"file,slide\n{file.name},B\n")
+    with pytest.raises(
+        BadTable, match=rf"names no file that is there: .* class folder included; the first is {file.name}"
+    ):
+        scan(tree, table)
+
+
+def test_a_table_of_pairs_may_have_none(tree: Path, tmp_path: Path):
+    (tmp_path / "pairs.csv").write_text("a,b\n")
+    assert read_pairs(tmp_path / "pairs.csv", scan(tree)) == []
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"file,slide_id\na.png,1\n", "has no column slide, but slide_id: rename it to slide"),
+        (b"file,Label\na.png,1\n", "has no column label, but Label: rename it to label"),
+        (b"file,label\n", "has no rows below its header"),
         (b"name,label\na.png,Tumor\n", "has no column file; it has name, label"),
         (b"", "has no column file; it has no rows"),
         (b"file\n\xff\n", "cannot be read"),
@@ -371,7 +397,9 @@ def test_the_course_split_keeps_groups_in_one_part():
 
 
 def test_the_course_split_refuses_small_classes():
-    with pytest.raises(TooFewImages, match=r"425 \+ 100 \+ 100 .* needs 625 images of each class, but Stroma has 12$"):
+    with pytest.raises(
+        TooFewImages, match=r"425 \+ 100 \+ 100 .* needs 625 images of each class, but Stroma has 12: add images"
+    ):
         course_split(named(625, "Tumor") + named(12, "Stroma"), seed=0)
 
 
@@ -379,7 +407,7 @@ def test_the_course_split_refuses_small_classes():
 def test_random_folds_are_a_stratified_partition(grouped: bool):
     labels = np.repeat([0, 1, 2], [50, 25, 10])
     together = group_pairs(85, [(0, 1), (1, 2), (60, 80)]) if grouped else None
-    folds = random_folds(labels, 5, 0, together)
+    folds = random_folds(labels, ["a", "b", "c"], 5, 0, together)
     assert sorted(np.concatenate([fold.held_out for fold in folds]).tolist()) == list(range(85))
     for fold in folds:
         assert not set(fold.train) & set(fold.held_out) and len(fold.train) + len(fold.held_out) == 85
@@ -394,14 +422,22 @@ def test_random_folds_are_a_stratified_partition(grouped: bool):
 def test_random_folds_follow_the_seed(grouped: bool):
     labels = np.repeat([0, 1], 20)
     together = np.arange(40) if grouped else None
-    first = random_folds(labels, 4, 0, together)[0].held_out
-    assert np.array_equal(first, random_folds(labels, 4, 0, together)[0].held_out)
-    assert not np.array_equal(first, random_folds(labels, 4, 1, together)[0].held_out)
+    first = random_folds(labels, ["a", "b"], 4, 0, together)[0].held_out
+    assert np.array_equal(first, random_folds(labels, ["a", "b"], 4, 0, together)[0].held_out)
+    assert not np.array_equal(first, random_folds(labels, ["a", "b"], 4, 1, together)[0].held_out)
 
 
 def test_random_folds_refuse_small_classes():
-    with pytest.raises(TooFewImages, match="needs 5 images of each class, but 1 has 4"):
-        random_folds(np.repeat([0, 1], [9, 4]), 5, 0)
+    with pytest.raises(
+        TooFewImages, match=r"one of 5 parts, .* needs 5 images of each class .*, but Stroma has 4: add"
+    ):
+        random_folds(np.repeat([0, 1], [9, 4]), ["Tumor", "Stroma"], 5, 0)
+
+
+def test_random_folds_count_images_that_look_alike_once():
+    together = group_pairs(15, [(i, i + 1) for i in range(9, 14)])
+    with pytest.raises(TooFewImages, match=r"\(those that look alike count once\), but Stroma has 1:"):
+        random_folds(np.repeat([0, 1], [9, 6]), ["Tumor", "Stroma"], 5, 0, together)
 
 
 def test_one_slide_is_left_out_at_a_time():

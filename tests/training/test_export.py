@@ -1,3 +1,5 @@
+import subprocess
+
 import numpy as np
 import onnx
 import pytest
@@ -10,7 +12,7 @@ from model.network import build
 from model.vit import ViT, ViTConfig
 from training import export as exporting
 from training.config import Card
-from training.export import ParityFailed, check_parity, export, write_graphs
+from training.export import NotAnArtefact, ParityFailed, check_parity, export, versions, write_graphs
 from training.findings import remember, unmeasured
 from training.fit import predict_with_features, read_tiles
 from training.run import complete
@@ -81,23 +83,48 @@ def test_graphs_of_another_network_do_not_pass(vit, graphs, tiles):
 
 def test_nothing_is_written_and_nothing_replaced_when_parity_fails(vit, tiles, findings, tmp_path, monkeypatch):
     (tmp_path / "artifact").mkdir()
-    (tmp_path / "artifact" / "precious").write_text("kept")
+    (tmp_path / "artifact" / "manifest.json").write_text("kept")
     monkeypatch.setattr(exporting, "LOGIT_TOLERANCE", -1.0)
     card = complete(Card(), tiles.classes)
     with pytest.raises(ParityFailed, match="nothing was written"):
         export(vit, "x", card, findings, 0.495, tiles.tiles, tmp_path / "artifact")
-    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["precious"]
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["manifest.json"]
+    assert (tmp_path / "artifact" / "manifest.json").read_text() == "kept"
 
 
 def test_an_artefact_that_was_there_is_replaced_whole(vit, tiles, findings, tmp_path):
     (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "manifest.json").write_text("{}")
     (tmp_path / "artifact" / "stale.onnx").write_text("old")
+    (tmp_path / "artifact.old").mkdir()  # of an export that was killed
+    (tmp_path / "artifact.old" / "stale.onnx").write_text("older")
     card = complete(Card(int8=False), tiles.classes)
     manifest = export(vit, "x", card, findings, 0.495, tiles.tiles, tmp_path / "artifact")
     assert not (tmp_path / "artifact" / "stale.onnx").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["artifact", "artifact.old"]
     assert read_manifest(tmp_path / "artifact") == manifest
     assert np.isclose(sum(manifest.golden.probabilities), 1)
+
+
+@pytest.mark.parametrize("name", ["thesis", "thesis/thesis.txt"])
+def test_what_is_no_artefact_is_not_replaced(vit, tiles, findings, tmp_path, name):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("three years")
+    with pytest.raises(NotAnArtefact, match=rf"{name} is there and is no artefact, .* name a new folder"):
+        export(vit, "x", complete(Card(), tiles.classes), findings, 0.495, tiles.tiles, tmp_path / name)
+    assert [p.name for p in tmp_path.rglob("*")] == ["thesis", "thesis.txt"]
+
+
+def test_an_empty_folder_may_become_an_artefact(tmp_path):
+    exporting.refuse_other_folder(tmp_path)
+    exporting.refuse_other_folder(tmp_path / "new")
+
+
+def test_the_commit_is_that_of_the_code_wherever_the_user_is(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    here = versions()["commit"].removesuffix("-dirty")
+    monkeypatch.chdir(tmp_path)
+    assert versions()["commit"].removesuffix("-dirty") == here != "unknown"
 
 
 OTHERS = [

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from model.vit import ViT, ViTConfig
 from training import checkpoint
 from training.data import TooFewImages
 from training.fit import cross_validate, fit_tiles, make_folds, mean_loss, predict, read_tiles, see, split, together
+from training.train import FrozenAtRandom
 
 HIDDEN = "blocks.0.mlp.fc1.weight"
 
@@ -80,6 +83,31 @@ def test_folds_by_slide_never_split_a_slide(small_fit, tiles):
     for _, _, _, fold in make_folds(tiles, small_fit, "slide", 1):
         out = {tiles.records[i].slide for i in fold.held_out}
         assert len(out) == 1 and not out & {tiles.records[i].slide for i in fold.train}
+
+
+def test_fields_that_two_slides_show_are_told(small_fit, tiles, tmp_path, caplog):
+    slides = {r.slide: i for i, r in enumerate(tiles.records)}
+    first, second = list(slides.values())[:2]
+    of_two = tiles.subset(np.array([i for i, r in enumerate(tiles.records) if r.slide in list(slides)[:2]]))
+    cross_validate(small_fit, of_two, tmp_path / "apart", "slide", print)
+    assert "look alike" not in caplog.text
+    twins = of_two.subset(np.arange(len(of_two.targets)))
+    a, b = (next(i for i, r in enumerate(twins.records) if r.slide == tiles.records[k].slide) for k in (first, second))
+    twins.tiles[b] = twins.tiles[a][::-1]
+    cross_validate(small_fit, twins, tmp_path / "alike", "slide", print)
+    pair = f"{twins.records[min(a, b)].path} and {twins.records[max(a, b)].path}"
+    assert f"look alike on two slides, so that folds by slide flatter: {pair}" in caplog.text
+
+
+def test_frozen_layers_that_the_weights_did_not_fill_are_refused(small_fit, tiles, tmp_path):
+    earlier = ViT(small_fit.model, classes=3).state_dict()
+    there = {name: tensor for name, tensor in earlier.items() if not name.startswith("blocks.1.")}
+    checkpoint.save({"weights": there}, tmp_path / "earlier.pt")
+    for frozen, refused in (["blocks.0."], False), (["blocks."], True):
+        how = small_fit.optimisation.model_copy(update={"frozen": frozen, "steps": 1})
+        config = small_fit.model_copy(update={"init": tmp_path / "earlier.pt", "optimisation": how})
+        with pytest.raises(FrozenAtRandom, match=r"blocks\.1\.") if refused else nullcontext():
+            fit_tiles(config, tiles, tmp_path / str(refused), None)
 
 
 def test_training_starts_from_an_earlier_run_with_another_head(small_fit, tiles, tmp_path, caplog):

@@ -100,6 +100,12 @@ def test_a_class_without_examples_gets_nothing(machine, present):
     assert (p.argmax(axis=1) == targets).mean() > 0.95
 
 
+@pytest.mark.parametrize("machine", [nearest_mean, vector_machine])
+def test_what_learnt_one_class_answers_it_with_certainty(machine):
+    features = np.random.default_rng(0).normal(size=(6, 4))
+    assert machine(features, np.full(6, 2), features[:3], 4).tolist() == [[0, 0, 1, 0]] * 3
+
+
 def test_the_nearest_mean_is_surer_the_nearer():
     features, targets = np.array([[0.0], [2.0], [10.0], [12.0]]), np.array([0, 0, 1, 1])
     p = nearest_mean(features, targets, np.array([[1.0], [5.5], [6.0], [7.0]]), 2)

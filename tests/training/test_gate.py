@@ -98,6 +98,24 @@ def test_new_tiles_are_judged_by_limits_that_did_not_see_them():
     assert not ok[7] and 0.9 < ok.mean() < 1
 
 
+def test_a_fold_that_differs_does_not_widen_its_own_limits():
+    """Its features lie farther out than any others, as those of another scanner's tiles."""
+    rng = np.random.default_rng(1)
+    signs, confidence, folds = random_signs(400, rng), rng.random(400), np.arange(400) % 5
+    signs.distance[:, folds == 4] += 5
+    ok = cross_fit(signs, confidence, folds, np.arange(400))
+    assert not ok[folds == 4].any() and ok[folds < 4].mean() > 0.9
+
+
+def test_the_answers_of_another_repeat_widen_no_limits_for_the_same_tile():
+    rng = np.random.default_rng(1)
+    once, confidence = random_signs(200, rng), rng.random(200)
+    once.distance[:, :40] += 5
+    twice, tiles = once.subset(np.tile(np.arange(200), 2)), np.tile(np.arange(200), 2)
+    folds = np.concatenate([np.arange(200) // 40, 5 + np.arange(200) % 5])
+    assert not cross_fit(twice, np.tile(confidence, 2), folds, tiles)[folds == 0].any()
+
+
 def test_without_a_network_the_picture_alone_is_judged(appearance, tiles):
     gate = fit_gate(signs_without_network(appearance), None, "no network")
     assert gate.max_distance is None and gate.max_foreign_share is not None

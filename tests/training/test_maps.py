@@ -1,9 +1,11 @@
 """The judging itself is judged: on networks of a few lines whose truth is known."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 from PIL import Image
 
 from model.artifact import JudgedMaps, MapScore, read_manifest
@@ -25,6 +27,7 @@ from training.maps import (
     read_outlined,
     removal_curves,
     removal_gap,
+    shuffle_learnt,
     shuffle_weights,
     write_into_manifest,
 )
@@ -83,7 +86,7 @@ def rng():
 def trial():
     tiles = np.stack([paint((RED, BLUE)[i % 2], i) for i in range(40)])
     targets = np.arange(40) % 2
-    return Trial(tiles, targets, targets, np.ones(40, np.float32), True, "forty painted tiles")
+    return Trial(tiles, targets, targets, np.ones(40, np.float32), None, True, "forty painted tiles")
 
 
 # -- removal -------------------------------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ def test_in_a_grid_of_odd_side_the_middle_is_nobodys(trial, rng):
 
 
 def test_an_unsure_answer_stands_for_no_class(trial, rng):
-    unsure = Trial(trial.tiles, trial.targets, trial.answers, trial.confidence * 0.4, False, "")
+    unsure = replace(trial, confidence=trial.confidence * 0.4, labelled=False)
     assert lay_mosaics(unsure, GRID, 100, rng) == []
 
 
@@ -205,6 +208,13 @@ def test_a_network_that_votes_by_colour_is_seen_through_by_evidence_and_occlusio
 def test_judging_again_with_the_same_seed_gives_the_same_numbers(trial):
     first, again = (judge(Colours(), Colours(), trial, 2, 4, seed=3).judged for _ in range(2))
     assert first == again
+
+
+def test_tiles_of_named_slides_are_drawn_with_their_slide(trial):
+    judged = judge(Colours(), Colours(), replace(trial, slides=np.arange(40) // 20), 15, 10, seed=0).judged
+    for metric in ("removal", "other_class", "random_weights", "other_tile"):
+        assert scores_of(judged, metric)["evidence"].n == 2
+    assert scores_of(judged, "focus")["evidence"].n == 10  # the mosaics
 
 
 def score(name, metric, value, half=0.01):
@@ -291,6 +301,24 @@ def test_shuffled_weights_answer_otherwise_and_the_same_each_time(tiny_artifact)
         assert grids.shape == shuffled[name].shape == (6, 10, 10)
         assert not np.allclose(grids, shuffled[name])
         np.testing.assert_array_equal(shuffled[name], again[name])
+
+
+def test_shuffling_what_is_learnt_leaves_the_picture_whole(rng):
+    """An enlargement's constants are as large as weights; everything that the network reads is one."""
+    scale, kernels, bias, head = (rng.random(shape).astype(np.float32) for shape in ((9, 1), (8, 3, 3, 3), 8, (8, 2)))
+    values = {"scale": scale, "kernels": kernels, "bias": bias, "head": head}
+    nodes = [
+        helper.make_node("Mul", ["tiles", "scale"], ["picture"]),
+        helper.make_node("Conv", ["picture", "kernels", "bias"], ["patches"]),
+        helper.make_node("MatMul", ["patches", "head"], ["logits"]),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in values.items()]
+    graph = helper.make_graph(nodes, "network", [], [], tensors)
+    shuffle_learnt(graph, rng)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for name, array in values.items():
+        np.testing.assert_array_equal(np.sort(found[name], axis=None), np.sort(array, axis=None))
+    assert [name for name in values if (found[name] == values[name]).all()] == ["scale"]
 
 
 def test_ranks_are_compared_and_ties_share_theirs():

@@ -256,6 +256,45 @@ def test_a_source_without_images_or_table_is_named(folders, tmp_path):
         read_source(Source(kind="points", folder=folders / "nuclei", share=1))
 
 
+def test_more_grades_than_the_loss_tells_apart_are_refused(folders, tmp_path):
+    shutil.copytree(folders / "glands", tmp_path / "glands")
+    table = tmp_path / "glands" / "fields.csv"
+    table.write_text(table.read_text().replace("benign", "adenoma", 1))
+    source = Source(kind="masks", folder=tmp_path / "glands", table="fields.csv", mpp=0.5, share=1)
+    with pytest.raises(BadConfig, match=r"3 grades \(adenoma, benign, malignant\), expected 2 at most: merge some"):
+        read_source(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"at_least": {"rund": 3}}, "'Round' asks for 'rund', but what is marked in .*nuclei' is 'long', 'round'"),
+        ({"share": {"rund": 0.5}}, "asks for 'rund'"),
+        ({"absent": ["lang", "rund"]}, "asks for 'lang', 'rund'"),
+        ({"label": "B"}, r"the label 'B', which is none of the classes \['Round', 'Gland'\]"),
+    ],
+)
+def test_rules_that_ask_for_what_there_is_not_are_refused_at_the_start(folders, changes, complaint):
+    config = make_config(folders)
+    rule = config.rules[0].model_copy(update=changes)
+    with pytest.raises(BadConfig, match=complaint):
+        open_sources(config.model_copy(update={"rules": [rule]}))
+
+
+@pytest.mark.parametrize("name", ["nuc.v1", "train"])
+def test_a_folder_that_no_head_can_be_called_after_is_refused(folders, tmp_path, name):
+    shutil.copytree(folders / "nuclei", tmp_path / name)
+    source = Source(kind="points", folder=tmp_path / name, table="points.csv", mpp=0.5, share=1)
+    with pytest.raises(BadConfig, match=f"gives its head the name '{name}', which torch can't use"):
+        open_sources(make_config(folders, sources=[source], rules=[]))
+
+
+def test_a_source_of_which_nothing_is_left_to_learn_from_is_refused(folders):
+    source = Source(kind="classes", folder=folders / "coarse", share=1, held_out=1.0)
+    with pytest.raises(BadConfig, match=r"20 groups of images, and held_out = 1 leaves none"):
+        read_source(source)
+
+
 def with_unlabelled(folders: Path) -> list[Source]:
     unlabelled = Source(kind="images", folder=folders / "nuclei" / "images", mpp=0.5, share=1)
     return [*make_config(folders).sources, unlabelled]

@@ -1,6 +1,7 @@
 import pytest
 
 from model.artifact import Metric, read_manifest
+from training.findings import CHANCE_ERROR
 from training.report import render_card, table, write_card
 
 
@@ -31,6 +32,13 @@ def test_limits_stand_in_a_table_as_far_as_there_are_any(manifest):
     card = render_card(manifest)
     assert "| share of the tile that is tissue | at least 0.2 | out of scope |" in card
     assert "distance of the features" in card and "absorption of blue" not in card
+
+
+def test_the_calibration_error_of_chance_is_explained_where_it_is_told(manifest):
+    chance = Metric(name=CHANCE_ERROR, value=0.055, low=0.02, high=0.1, n=179, protocol="random folds")
+    told = render_card(manifest.model_copy(update={"metrics": [chance]}))
+    assert f"| {CHANCE_ERROR} | 0.055 [0.020, 0.100] | 179 |" in told and "by chance alone" in told
+    assert "by chance alone" not in render_card(manifest)
 
 
 def test_a_network_that_nobody_tested_says_so(manifest):

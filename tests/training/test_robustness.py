@@ -6,7 +6,7 @@ import torch
 
 from model.session import open_classifier
 from training import robustness
-from training.augment import compress
+from training.augment import STAINS, compress, density_of
 from training.figures import draw_robustness
 from training.replay import OPERATORS
 from training.robustness import (
@@ -54,11 +54,16 @@ def test_patches_that_are_not_kept_are_painted(tile):
 
 def test_stains_change_by_the_factor_and_glass_stays_glass(tile, rng):
     np.testing.assert_allclose(scale_stains(tile, 0, rng).astype(int), tile, atol=1)
-    stronger, weaker = (
-        scale_stains(tile, 0.3, np.random.default_rng(1)),
-        scale_stains(tile, 0.3, np.random.default_rng(2)),
-    )
-    assert not np.allclose(stronger, weaker, atol=5)
+    stains = STAINS.numpy().astype(np.float64)
+    pale = (256 * np.exp(-np.array([[[0.2, 0.3, 0.0]]]) @ stains) - 1).round().astype(np.uint8)
+    before = density_of(pale) @ np.linalg.inv(stains)
+    seen = set()
+    for seed in range(20):
+        after = density_of(scale_stains(pale, 0.3, np.random.default_rng(seed))) @ np.linalg.inv(stains)
+        change = np.log(after / before)[0, 0, :2]
+        np.testing.assert_allclose(np.abs(change), 0.3, atol=0.05)  # pixels are whole numbers
+        seen.add(tuple(np.sign(change)))
+    assert len(seen) == 4  # each stain by itself, up or down
     glass = np.full((30, 30, 3), 255, np.uint8)
     np.testing.assert_array_equal(scale_stains(glass, 0.5, rng), glass)
 
@@ -101,10 +106,9 @@ def test_artefacts_stand_side_by_side_in_table_and_pictures(tiny_artifact, tile_
     assert "12 of 60 tiles" in protocol and "never saw them" in protocol
     tests = {row.test for row in rows}
     assert {"intact", "patch drop, removed", "patch drop, white", "shuffle", "stain", "misleading patch"} <= tests
-    assert all(
-        0 <= row.low <= row.value <= row.high <= 1 and row.n == (6 if row.test == "misleading patch" else 12)
-        for row in rows
-    )
+    assert all(0 <= row.low <= row.value <= row.high <= 1 for row in rows)
+    assert {row.n for row in rows if row.test != "misleading patch"} == {6}  # slides, of twelve tiles
+    assert all(row.n < 6 for row in rows if row.test == "misleading patch")  # those of half of them
     half = len(rows) // 2
     assert rows[:half] == rows[half:]  # the same artefact, the same seed
 

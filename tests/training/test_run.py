@@ -1,17 +1,21 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from model.artifact import TissueClass, read_manifest, verify_files
 from model.session import open_classifier
+from training import checkpoint
 from training.config import BadConfig, Card
 from training.data import NoClasses, TooFewImages
+from training.export import NotAnArtefact
 from training.fit import read_tiles
 from training.run import (
     BESIDE_FOLDS,
+    UnfinishedRun,
     choose_check_tiles,
     claim,
     complete,
@@ -46,6 +50,53 @@ def test_a_folder_belongs_to_one_config(run, small_fit):
     other = small_fit.model_copy(update={"split": "all"})
     with pytest.raises(BadConfig, match=r"split changed since .*small was begun; .* remove all that is in it$"):
         fit_and_export(other, run[0])
+
+
+def test_a_run_that_was_killed_is_not_exported(run, small_fit, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run" / "latest.pt")
+    checkpoint.save(state | {"step": 3}, tmp_path / "run" / "latest.pt")
+    with pytest.raises(UnfinishedRun, match=r"run stopped at step 3 of 4: `tissue-train fit` .* goes on with it"):
+        export_run(small_fit, read_tiles(small_fit), tmp_path / "run", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_settings_are_told_before_weights_that_do_not_fit(run, small_fit, tmp_path):
+    deeper = small_fit.model_copy(update={"model": replace(small_fit.model, layers=3)})
+    with pytest.raises(BadConfig, match="model changed since"):
+        export_run(deeper, read_tiles(small_fit), run[0], tmp_path / "new")
+
+
+def test_a_folder_that_is_no_artefact_is_refused_before_anything_is_measured(small_fit, tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years")
+    with pytest.raises(NotAnArtefact, match=r"has no manifest\.json"):
+        export_run(small_fit, read_tiles(small_fit), tmp_path / "nothing learnt", tmp_path)
+
+
+def test_what_is_refused_claims_no_folder(small_fit, tile_folder, tmp_path):
+    shutil.copytree(tile_folder, tmp_path / "tiles")
+    for path in sorted((tmp_path / "tiles" / "01_TUMOR").iterdir())[4:]:
+        path.unlink()
+    data = small_fit.data.model_copy(update={"folder": tmp_path / "tiles"})
+    config = small_fit.model_copy(update={"data": data})
+    for train in (fit_and_export, partial(cross_validate_and_keep, tell=print)):
+        with pytest.raises(TooFewImages, match=r"needs 5 images of each class.*, but Tumor has 4: add images"):
+            train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_cannot_be_read_are_named(small_fit, tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "sm')
+    with pytest.raises(BadConfig, match=r"config\.json tells what .* was begun with, and is no JSON"):
+        claim(tmp_path, small_fit)
+
+
+def test_settings_are_written_once_and_whole(small_fit, tmp_path):
+    claim(tmp_path, small_fit)
+    written = (tmp_path / "config.json").stat()
+    claim(tmp_path, small_fit)
+    assert (tmp_path / "config.json").stat().st_mtime_ns == written.st_mtime_ns
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_slides_are_left_out_where_there_are_any_or_it_is_said_that_there_are_none(

@@ -7,7 +7,17 @@ from torch import nn
 
 from model.vit import ViT, ViTConfig
 from training.config import Optimisation
-from training.train import Diverged, UnknownLayer, batch_indices, build_optimiser, freeze, learning_rate, optimise
+from training.train import (
+    Diverged,
+    FrozenAtRandom,
+    UnknownLayer,
+    batch_indices,
+    build_optimiser,
+    freeze,
+    learning_rate,
+    optimise,
+    refuse_unfilled,
+)
 
 HOW = Optimisation(steps=6, batch=4, validate_every=2, checkpoint_every=2, warmup=0.5)
 IMAGES = torch.rand(12, 3, 60, 60, generator=torch.Generator().manual_seed(0))
@@ -58,9 +68,19 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(tmp_path):
     def explode_at_three(model, step):
         return loss_of(model, step) * (float("nan") if step == 3 else 1)
 
-    with pytest.raises(Diverged, match=r"became nan at step 3 with learning rate \d.*last checkpoint"):
+    with pytest.raises(Diverged, match=r"loss became nan .* at step 3 with learning rate \d.*under another name"):
         optimise(make_vit(), explode_at_three, HOW, tmp_path)
     assert torch.load(tmp_path / "latest.pt", weights_only=True)["step"] == 2
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(tmp_path):
+    def explode_at_three(model, step):
+        return loss_of(model, step) + (torch.sqrt(0 * model.head.bias.sum()) if step == 3 else 0)
+
+    with pytest.raises(Diverged, match=r"gradient's norm nan at step 3 with learning rate \d"):
+        optimise(make_vit(), explode_at_three, HOW.model_copy(update={"checkpoint_every": 1}), tmp_path)
+    state = torch.load(tmp_path / "latest.pt", weights_only=True)
+    assert state["step"] == 3 and all(tensor.isfinite().all() for tensor in state["weights"].values())
 
 
 def test_the_curve_is_written_for_people(tmp_path):
@@ -129,6 +149,13 @@ def test_frozen_layers_stay_as_they_were_norms_included(tmp_path):
     after = start.state_dict()
     kept = {name for name in before if torch.equal(before[name], after[name])}
     assert kept == {name for name in before if name.startswith("patch_embed.blocks.4.")}
+
+
+def test_what_no_weights_filled_is_not_frozen():
+    refuse_unfilled(["blocks.0."], ["head.weight", "blocks.1.norm1.weight", "blocks.0.norm.num_batches_tracked"])
+    refuse_unfilled([], ["blocks.0.norm1.weight"])
+    with pytest.raises(FrozenAtRandom, match=r"keeps blocks\.0\.norm1\.weight as it came, but init has nothing for it"):
+        refuse_unfilled(["blocks.0."], ["blocks.0.norm1.weight", "head.weight"])
 
 
 def test_what_is_to_be_frozen_must_be_there():
