@@ -263,7 +263,7 @@ class BodyLimit:
 
     def _check(self, size: int) -> None:
         if size > self.max_bytes:
-            raise BodyTooLarge(f"the body has {size} bytes or more, the limit is {self.max_bytes}")
+            raise BodyTooLarge(f"the body has {size} bytes or more, the limit here is {self.max_bytes} bytes")
         if size > SMALL_BYTES and self.held_bytes > self.max_held_bytes:
             raise TooManyUploads(
                 f"the bodies in hand are {self.max_held_bytes / 2**20:.3g} MiB together already; send fewer or smaller "

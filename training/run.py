@@ -76,6 +76,8 @@ def claim(
     checkpoint.
     """
     refuse_other_settings(folder, config, tiles, aside)
+    if config.init is not None and not config.init.exists():
+        raise BadConfig(f"init is {config.init}, and there is no such file")
     path = folder / "config.json"
     if not path.exists():
         content = json.dumps(describe_settings(config, tiles, aside), indent=2)

@@ -85,6 +85,14 @@ def test_what_is_refused_claims_no_folder(small_fit, tile_folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_are_not_there_claim_no_folder(small_fit, tmp_path):
+    config = small_fit.model_copy(update={"init": tmp_path / "latest.pt"})
+    for train in (fit_and_export, partial(cross_validate_and_keep, tell=print)):
+        with pytest.raises(BadConfig, match=r"init is .*latest\.pt, and there is no such file$"):
+            train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_that_cannot_be_read_are_named(small_fit, tmp_path):
     (tmp_path / "config.json").write_text('{"name": "sm')
     with pytest.raises(BadConfig, match=r"config\.json tells what .* was begun with, and is no JSON"):
