@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the name exists for type checkers only
 ANY_BYTES = "application/octet-stream"  # as which HTTP libraries send bytes, if not as nothing at all
 ACCEPTED_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/webp", "image/bmp", ANY_BYTES)
 STALL_S = 30  # a client that sends nothing for so long has lost its line, or means no good
+MOST_DELIMITERS = 512  # of a form; those of the most images that are taken are far fewer
 UPLOAD_S = 300  # the largest body at 1 Mbit/s; one that drips would else hold its memory for days
 
 
@@ -119,9 +120,14 @@ async def _read_form(request: Request, content_type: str, *, field: str, limit: 
             "the content type multipart/form-data lacks its boundary; let the HTTP library set the header"
         )
     form = _Form(field, limit)
+    delimiter, delimiters = b"\r\n--" + boundary, 0
     try:
         parser = MultipartParser(boundary, form.callbacks())
         async for chunk in _read_chunks(request):
+            # Of what looks like one and goes on otherwise the parser reads byte by byte: a second a MiB.
+            delimiters += chunk.count(delimiter)
+            if delimiters > MOST_DELIMITERS:
+                raise MalformedForm("the form's boundary occurs in its data; let the HTTP library choose it")
             if chunk:
                 parser.write(chunk)
     except FormParserError as error:

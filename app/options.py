@@ -1,6 +1,7 @@
 """The options of a request, read from its query string by the one model that describes them."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, get_args
 
@@ -11,6 +12,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 Options = TypeVar("Options", bound=BaseModel)
+
+MOST_PARAMETERS = 32  # of a request: more than any route has
 
 
 class OptionsRoute(APIRoute):
@@ -35,9 +38,11 @@ class OptionsRoute(APIRoute):
 
 
 def read_options(request: Request, model: type[Options]) -> Options:
-    given = [name for name, _ in request.query_params.multi_items()]
-    if len(set(given)) < len(given):
-        repeated = sorted({name for name in given if given.count(name) > 1})
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    if given.total() > MOST_PARAMETERS:  # each unknown one would be named in the answer
+        told = {"type": "too_many", "msg": f"{given.total()} parameters came, at most {MOST_PARAMETERS} are read"}
+        raise RequestValidationError([{**told, "loc": ("query", "*")}])
+    if repeated := sorted(name for name, count in given.items() if count > 1):
         told = {"type": "repeated", "msg": "this parameter is given more than once; which one is meant?"}
         raise RequestValidationError([{**told, "loc": ("query", name)} for name in repeated])
     try:

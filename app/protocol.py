@@ -2,15 +2,21 @@
 
 import asyncio
 import re
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_S = 65  # balancers open connections ahead of need as well
 HEAD_BYTES = 1 << 16
+MOST_WAITING = 16  # requests of one connection that were sent before the one ahead of them was answered
 READ_S = 60  # so long an answer may lie unread
 REST_S = 30  # so long the rest of a body may come whose request is answered already
 HEAD_END = re.compile(rb"\r?\n\r?\n")  # bare line feeds are for the parser to judge
 UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
+
+
+class TooManyWaiting(Exception):
+    pass
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -19,12 +25,16 @@ class BoundedProtocol(HttpToolsProtocol):
     and such connections would pile up.
 
     Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would
-    take all behind the request's head for the new protocol, and the picture would be lost.
+    take all behind the request's head for the new protocol, and the picture would be lost. Made by a request that was
+    sent behind another, or by CONNECT, it ends the connection: nobody could tell the body from the next request.
     """
 
     _head = b""  # of the next request, as far as it has come
     _unparsed_bytes = 0  # that the parser was given since it last came to the end of a head, or to a body
     _is_between_requests = True
+    _is_in_head = True  # or what comes as a header stands behind a chunked body
+    _is_at_end = False  # of what this connection will be asked
+    _running: RequestResponseCycle | None = None  # which needn't be the newest request's
     _silence: asyncio.TimerHandle | None = None  # runs while a head is owed
     _stall: asyncio.TimerHandle | None = None  # runs while an answer isn't read
     _rest: asyncio.TimerHandle | None = None  # runs while a body comes that nobody waits for
@@ -34,6 +44,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_at_end:
+            return None
         if self._is_between_requests:
             data = self._head + data
             end = HEAD_END.search(data)
@@ -51,11 +63,19 @@ class BoundedProtocol(HttpToolsProtocol):
         return None
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) == MOST_WAITING:  # a reading of the socket may bring thousands, each with a task to come
+            raise TooManyWaiting
         self._is_between_requests = False
+        self._is_in_head = True
         self._await_head()  # which may be half of one, behind another request
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
         self._unparsed_bytes = 0
         self._stop_awaiting_head()
         super().on_headers_complete()
@@ -86,7 +106,19 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_awaiting_head()
         self._cancel_stall()
         self._cancel_rest()
+        if self._running is not None and not self._running.response_complete:  # uvicorn tells the newest alone
+            self._running.disconnected = True
+            self._running.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        self._is_at_end = True
+        self.cycle.keep_alive = False
 
     def _await_head(self) -> None:
         self._stop_awaiting_head()

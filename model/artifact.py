@@ -24,6 +24,9 @@ Removal = Literal["token", "pixels", "pixels and token"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+NOTES = (".md", ".txt")  # that may lie beside an artefact
+
+
 class CorruptArtifact(ValueError):
     """The directory is no artefact, or not the one its manifest describes."""
 
@@ -33,7 +36,7 @@ class Part(BaseModel):
 
 
 class TissueClass(Part):
-    name: str = Field(pattern=r"^[^:]+$")  # QuPath splits class names at colons
+    name: str = Field(pattern=r"^[^:\x00-\x1f\x7f-\x9f]+$")  # printed on terminals; QuPath splits at colons
     description: str
     color: str = Field(pattern=r"^#[0-9a-f]{6}$")
 
@@ -113,7 +116,7 @@ class Golden(Part):
     """A generated tile whose answer must be met on the very device and precision in use."""
 
     probabilities: list[Share]
-    tolerance: dict[Precision, float]
+    tolerance: dict[Precision, Annotated[float, Field(gt=0, le=0.1)]]  # of a probability
 
 
 class MapScore(Part):
@@ -144,17 +147,17 @@ class Maps(Part):
 
 class Manifest(Part):
     format: Literal[1]
-    name: str
+    name: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
     version: str
     summary: str
     architecture: Architecture
     classes: list[TissueClass] = Field(min_length=2)
-    tile_px: int = Field(gt=0)
+    tile_px: int = Field(gt=0, le=2048)  # beyond that one tile would fill the memory of its layers
     tile_mpp: float = Field(gt=0)
     grid: int = Field(gt=0)
     layers: int
     heads: int
-    feature_width: int
+    feature_width: int = Field(gt=0)
     calibration: Calibration
     conformal: Conformal | None
     gate: Gate
@@ -234,6 +237,12 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:
+    listed = {MANIFEST, *(file.path for file in manifest.files)}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in name.parts)  # Kubernetes mounts files through such folders
+        if path.is_file() and not is_hidden and str(name) not in listed and name.suffix not in NOTES:
+            raise CorruptArtifact(f"{folder} holds {name}, which the manifest does not list: a graph might read it")
     for file in manifest.files:
         path = folder / file.path
         if not path.is_file():

@@ -51,6 +51,7 @@ MIN_PIXEL_READ_BYTES = 256
 # Every scan of a JPEG passes over all its pixels, and 100 bytes make one: 32 MiB could keep a core busy for hours.
 # Encoders write about ten; 100 is what libtiff allows the JPEGs inside TIFFs.
 MAX_SCANS = 100
+MAX_SHARED_BLOCKS = 4  # times that the bytes of a TIFF may be read: writers share blank blocks, if any
 MAX_EXIF_BYTES = 1 << 16  # one JPEG segment, its home
 # Text of a PNG unpacks to a thousand times its bytes. Pillow lets 64 MiB pass, half a second of work and 130 MiB of
 # memory for a picture of 80 KB; what describes a picture, an editor's history included, seldom has one.
@@ -77,6 +78,7 @@ FOREIGN = {
     re.compile(rb"\x1f\x8b"): "gzip-compressed data, which isn't unpacked here",
     re.compile(rb"data:image/|iVBORw0KGgo|/9j/"): "base64 text instead of the image's bytes",
 }
+JPEG_2000 = ("33003", "33004", "33005", "34712")  # as the compression of a TIFF
 PNG_END = b"IEND\xaeB`\x82"
 START_OF_SCAN = b"\xff\xda"
 PILLOW_REMARKS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -245,6 +247,8 @@ def refusing(kind: str | None, part: Literal["header", "pixels"]) -> Iterator[No
     except Exception as error:  # on hostile bytes Pillow's parsers raise almost anything, MemoryError included
         is_unknown = isinstance(error.__cause__ or error, KeyError)  # such as the number of a TIFF's compression
         text = f"unknown value {error}" if is_unknown else str(error)
+        if is_unknown and str(error) in JPEG_2000:
+            text = f"compression {error} is JPEG 2000, as some slide scanners write, and isn't read here"
         cause = text[:200] or type(error).__name__
         raise UndecodableImage(
             f"The {kind} cannot be decoded: its {part} may be cut short, damaged or of a rare variant ({cause})."
@@ -254,17 +258,23 @@ def refusing(kind: str | None, part: Literal["header", "pixels"]) -> Iterator[No
 
 def check_frames(image: ImageFile) -> None:
     if getattr(image, "is_animated", False):
-        several = "pages, as whole slides do" if isinstance(image, TiffImageFile) else "frames"
-        raise AnimatedImage(f"The {image.format} holds several {several}. Send one picture in a file of its own.")
+        several, advice = "frames", ""
+        if isinstance(image, TiffImageFile):
+            several, advice = "pages, as whole slides do", "; of a slide, cut tiles first"
+        raise AnimatedImage(
+            f"The {image.format} holds several {several}. Send one picture in a file of its own{advice}."
+        )
 
 
 def check_size(image: ImageFile, max_megapixels: float) -> None:
     width, height = image.size
     came = f"The image has {width} x {height} px"
     megapixels = width * height / 1e6
-    if megapixels > max_megapixels:
-        text = f"{came}, {megapixels:.1f} megapixels; at most {max_megapixels:g} are accepted. Send a smaller field."
-        raise ImageTooLarge(text, megapixels)
+    counted = megapixels * (2 if isinstance(image, WebPImageFile) else 1)  # its decoder holds them twice more
+    if counted > max_megapixels:
+        double = ", which count double in a WebP" if counted > megapixels else ""
+        text = f"{came}, {megapixels:.1f} megapixels{double}; at most {max_megapixels:g} are accepted."
+        raise ImageTooLarge(f"{text} Send a smaller field.", counted)
     if min(width, height) < MIN_SIDE_PX:
         raise ImageTooSmall(f"{came}; its shorter side must have at least {MIN_SIDE_PX}. Send a larger field.")
     if max(width, height) > MAX_SIDE_RATIO * min(width, height):
@@ -288,6 +298,12 @@ def check_cost(image: ImageFile, data: bytes, max_megapixels: float) -> None:
     if isinstance(image, TiffImageFile):
         with refusing(image.format, "header"):
             width, height = (int(image.tag_v2.get(tag, 0)) for tag in (Base.TileWidth, Base.TileLength))
+            lengths = (image.tag_v2.get(tag, ()) for tag in (Base.StripByteCounts, Base.TileByteCounts))
+            stored_bytes = sum(sum(length) for length in lengths)
+        if stored_bytes > MAX_SHARED_BLOCKS * len(data):  # all may be one stretch of the file, to be read for each
+            raise UndecodableImage(
+                f"The blocks of the TIFF have {stored_bytes} bytes, the file has {len(data)}. Save it again as a PNG."
+            )
         megapixels = width * height / 1e6
         if megapixels > max_megapixels:
             text = (
@@ -322,7 +338,10 @@ def read_pixels(image: ImageFile) -> tuple[np.ndarray, list[Note]]:
         if picture.mode in ("CMYK", "LAB"):
             text = f"The colours were converted from {picture.mode} to RGB and may differ from the original ones."
             notes.append(Note("converted_colours", text))
-        rgb = np.asarray(to_rgb(picture))
+        picture = to_rgb(picture)
+        if picture is not image:
+            image.close()  # or its pixels would be kept beside two copies of these
+        rgb = np.asarray(picture)
 
     if is_grey(rgb):
         text = "The image is in shades of grey. The model reads the colours of the stain, so its answer means little."
@@ -368,12 +387,18 @@ def to_eight_bits(picture: Image.Image, bits: int) -> Image.Image:
 
 
 def is_see_through(picture: Image.Image) -> bool:
-    return picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255
+    return picture.has_transparency_data and with_alpha(picture).getchannel("A").getextrema() != (255, 255)
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA"))
+    white = Image.new("RGB", picture.size, "white")
+    layered = with_alpha(picture)
+    white.paste(layered, mask=layered.getchannel("A"))
+    return white
+
+
+def with_alpha(picture: Image.Image) -> Image.Image:
+    return picture if picture.mode in ("RGBA", "LA") else picture.convert("RGBA")
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

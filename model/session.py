@@ -228,7 +228,7 @@ def load_golden(path: Path, manifest: Manifest) -> Tiles:
     try:
         with Image.open(golden) as image:
             tile = np.asarray(image.convert("RGB"))[None]
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise CorruptArtifact(f"{golden} is no picture that can be read: {error}") from error
     expected = (1, manifest.tile_px, manifest.tile_px, 3)
     if tile.shape != expected:

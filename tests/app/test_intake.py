@@ -133,6 +133,12 @@ def test_forms_that_are_none():
             read(broken, its_type)
 
 
+def test_data_full_of_the_boundary_is_refused():
+    body = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"\r\n--bx" * 10_000 + b"\r\n--b--\r\n"
+    with pytest.raises(MalformedForm, match="boundary occurs in its data"):
+        read(body, "multipart/form-data; boundary=b", step=1000)
+
+
 def test_a_client_that_leaves_in_the_middle():
     with pytest.raises(ClientDisconnect):
         read(DATA, "image/png", end="http.disconnect")

@@ -6,7 +6,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.protocol import HEAD_BYTES, BoundedProtocol
+from app.protocol import HEAD_BYTES, MOST_WAITING, BoundedProtocol
 from tests.app.conftest import PATIENCE_S
 from tests.app.sockets import connect, request_head
 
@@ -18,7 +18,12 @@ def talk():
     async def answer(scope, receive, send):
         while scope["path"] != "/refused" and (await receive()).get("more_body"):
             pass
-        await send({"type": "http.response.start", "status": 200 if scope["path"] == "/large" else 204, "headers": []})
+        if scope["path"] == "/watched":
+            assert (await receive())["type"] == "http.disconnect"
+        late = [header for header in scope["headers"] if header[0] == b"x-late"]
+        await send(
+            {"type": "http.response.start", "status": 200 if scope["path"] == "/large" else 204, "headers": late}
+        )
         await send({"type": "http.response.body", "body": b"x" * (1 << 24) if scope["path"] == "/large" else b""})
         done.append(scope["path"])
 
@@ -135,6 +140,62 @@ def test_whoever_never_ends_a_head_is_hung_up_on(talk, monkeypatch):
         writer.close()
 
     assert talk(scenario) == ["/"] * 2
+
+
+def test_a_few_requests_may_be_sent_ahead_but_not_thousands(talk):
+    async def scenario(connect) -> None:
+        one = request_head("/", "Content-Length: 0")
+        reader, writer = await connect()
+        writer.write(one * (MOST_WAITING + 1))
+        for _ in range(MOST_WAITING + 1):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.close()
+        reader, writer = await connect()
+        writer.write(one * 1000)
+        assert b"HTTP/1.1 400" in await reader.read()
+        writer.close()
+
+    assert len(talk(scenario)) <= MOST_WAITING + 2
+
+
+def test_whoever_hangs_up_is_noticed_behind_requests_sent_ahead(talk):
+    async def scenario(connect) -> None:
+        _, writer = await connect()
+        writer.write(request_head("/watched", "Content-Length: 0") + request_head("/", "Content-Length: 0"))
+        await asyncio.sleep(0.05)
+        writer.close()
+
+    assert talk(scenario) == ["/watched"]
+
+
+@pytest.mark.parametrize("offer", ["Upgrade: h2c", "upgrade:h2c"])
+def test_a_body_behind_an_offer_that_is_sent_ahead_is_no_request(talk, offer):
+    async def scenario(connect) -> None:
+        reader, writer = await connect()
+        hidden = request_head("/hidden")
+        writer.write(
+            request_head("/", "Content-Length: 0")
+            + request_head("/", f"Content-Length: {len(hidden)}", "Connection: Upgrade", offer)
+        )
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.write(hidden)
+        assert b"connection: close" in await reader.read()
+        writer.close()
+
+    assert talk(scenario) == ["/", "/"]
+
+
+def test_what_stands_behind_a_chunked_body_is_no_header(talk):
+    async def scenario(connect) -> None:
+        reader, writer = await connect()
+        chunked = request_head("/", "Transfer-Encoding: chunked")
+        writer.write(chunked + b"3\r\nabc\r\n0\r\nX-Late: 1\r\n\r\n" + chunked + b"0\r\n\r\n")
+        for _ in range(2):
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 204") and b"x-late" not in answer
+        writer.close()
+
+    assert talk(scenario) == ["/", "/"]
 
 
 @pytest.mark.parametrize("pause", [False, True])

@@ -78,8 +78,11 @@ def test_classes_must_differ_and_match_the_golden_answer(artifact):
     ("key", "value", "complaint"),
     [
         ("tile_px", -150, "greater than 0"),
+        ("tile_px", 150_000_000, "less than or equal to 2048"),
+        ("name", "a\x1b]0;title\x07", "should match pattern"),
         ("grid", 0, "greater than 0"),
         ("golden", {"tolerance": {}}, "no tolerance for"),
+        ("golden", {"tolerance": {"fp32": 1e9}}, "less than or equal to 0.1"),
         ("conformal", {"coverages": [0.8, 0.9], "default": 0.9}, "one list per coverage"),
         ("conformal", {"coverages": [0.8], "default": 0.9}, "default coverage 0.9 is none of"),
     ],
@@ -100,6 +103,19 @@ def test_one_changed_byte_is_found_and_named(artifact):
     weights.write_bytes(content)
     with pytest.raises(CorruptArtifact, match=r"weights\.bin is not the file the manifest lists: expected sha256"):
         verify_files(read_manifest(artifact), artifact)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "deep/more.bin"])
+def test_a_file_that_nobody_lists_is_refused_unless_it_is_a_note(artifact, name):
+    manifest = read_manifest(artifact)
+    unlisted = manifest.model_copy(update={"files": [file for file in manifest.files if file.path != name]})
+    for note in ("README.md", ".DS_Store", "..2026/weights.bin", name):
+        (artifact / note).parent.mkdir(exist_ok=True)
+        (artifact / note).touch()
+    with pytest.raises(CorruptArtifact, match=f"holds {name}, which the manifest does not list"):
+        verify_files(unlisted, artifact)
+    (artifact / name).unlink()
+    verify_files(unlisted, artifact)
 
 
 def test_a_missing_file_is_named(artifact):

@@ -1,8 +1,11 @@
 import concurrent.futures
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,7 +243,9 @@ def test_warnings_of_others_are_left_alone():
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(UndecodableImage, match=r"The TIFF cannot be decoded: its header .*unknown value 33005"):
+    with pytest.raises(
+        UndecodableImage, match=r"The TIFF cannot be decoded: its header .*compression 33005 is JPEG 2000"
+    ):
         decode(rgb_tiff(t259=short(33005)))
 
 
@@ -255,6 +260,35 @@ def test_too_many_pixels_are_refused_before_any_is_decoded():
         decode(png(7071, 7071, 8, 2, b""))
     with pytest.raises(ImageTooLarge, match=r"at most 0\.001"):
         decode(LOSSLESS["PNG"], max_megapixels=0.001)
+
+
+def test_pixels_of_a_webp_count_double():
+    webp = encode(painting(60, 50), "WEBP", lossless=True)
+    with pytest.raises(
+        ImageTooLarge, match=r"60 x 50 px, 0\.0 megapixels, which count double in a WebP; at most 0\.005"
+    ) as refused:
+        decode(webp, max_megapixels=0.005)
+    assert refused.value.megapixels == pytest.approx(0.006)
+    assert decode(webp, max_megapixels=0.006)
+
+
+@pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("RGBA", "WEBP")])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the most memory that was taken")
+def test_decoding_takes_ten_bytes_a_pixel(mode, kind, tmp_path):
+    side = 3000 if kind != "WEBP" else 2100  # whose pixels count double
+    half_way = tuple(128 for _ in mode)
+    (tmp_path / "picture").write_bytes(encode(Image.new(mode, (side, side), half_way), kind))
+    script = """
+import pathlib, re, sys
+from model.pixels import decode
+data = pathlib.Path(sys.argv[1]).read_bytes()
+def most_kib(): return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+before = most_kib()
+decode(data)
+print(most_kib() - before)
+"""
+    told = subprocess.run([sys.executable, "-c", script, tmp_path / "picture"], capture_output=True, check=True)
+    assert 4 < int(told.stdout) * 1024 / 3000**2 < 12
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000, 60_000])
@@ -276,6 +310,17 @@ def test_pillows_limit_stays_behind_a_higher_one():
     tags = {256: long(20_000), 257: long(20_000), 258: short(8, 8, 8), 262: short(2), 273: long(8), 277: short(3)}
     with pytest.raises(ImageTooLarge, match="more pixels than can be decoded"):
         decode(tiff(tags), max_megapixels=1000)
+
+
+def test_a_tiff_whose_blocks_are_all_one_stretch_of_the_file_is_refused():
+    blocks = 9  # of 16 x 16 px: 40 x 40 px; each points at the same bytes
+    shared = {322: short(16), 323: short(16), 324: long(*[8] * blocks)}
+    tags = {256: short(40), 257: short(40), 258: short(8, 8, 8), 262: short(2), 277: short(3)} | shared
+    assert decode(tiff(tags | {325: long(*[768] * blocks)}, bytes(4000)))  # as writers may do with blank ones
+    with pytest.raises(
+        UndecodableImage, match=r"blocks of the TIFF have 90000 bytes, the file has \d+\. Save it again"
+    ):
+        decode(tiff(tags | {325: long(*[10_000] * blocks)}, bytes(4000)))
 
 
 def test_the_shorter_side_needs_32_pixels():
