@@ -6,6 +6,7 @@ Exits with 0 where the answers make sense, else says which one didn't.
 import argparse
 import json
 import math
+import os
 import re
 import struct
 import sys
@@ -131,7 +132,9 @@ def read_png(data: bytes) -> tuple[int, int, bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="where the service is, e.g. http://127.0.0.1:8000")
-    parser.add_argument("--api-key", help="where it asks for one")
+    parser.add_argument(
+        "--api-key", default=os.environ.get("TISSUE_API_KEY"), help="or TISSUE_API_KEY, where it asks for one"
+    )
     arguments = parser.parse_args()
     sys.stdout.write(f"smoke test: {check(Server(arguments.url, arguments.api_key))}\n")
 
