@@ -44,7 +44,7 @@ def measure(graph: Path, tiles: Sequence[Tile], tile_px: int, tile_mpp: float, c
 
     pixels = np.stack([read(tile) for tile in tiles])
     batches = {size: np.resize(pixels, (size, *pixels.shape[1:])) for size in BATCHES}
-    sessions = {threads: open_session(graph, threads) for threads in {cores, 1}}
+    sessions = {threads: open_bare_session(graph, threads) for threads in {cores, 1}}
 
     def call(threads: int, batch: NDArray[np.uint8]) -> Any:
         return sessions[threads].run(None, {"tiles": batch})
@@ -62,7 +62,8 @@ def measure(graph: Path, tiles: Sequence[Tile], tile_px: int, tile_mpp: float, c
     )
 
 
-def open_session(graph: Path, threads: int) -> ort.InferenceSession:
+def open_bare_session(graph: Path, threads: int) -> ort.InferenceSession:
+    """With ONNX Runtime's own choices, not the service's: its threads spin on between calls, which a loop gains by."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

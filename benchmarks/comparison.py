@@ -26,7 +26,7 @@ from benchmarks.servers import ARTIFACT, ROOT, Body, Running, Server, list_versi
 from benchmarks.tiles import Form, Tile, cut_short, load_tiles, mean_bytes
 from model.artifact import digest, read_manifest
 from model.pixels import decode, to_tile
-from model.session import available_cores
+from model.session import available_cores, open_session
 
 T = TypeVar("T")
 Sample = dict[str, Any]
@@ -161,7 +161,7 @@ class Comparison:
         manifest = read_manifest(self.artifact)
         tile = self.tiles["jpeg"][0]
         pixels = to_tile(decode(tile.data), manifest.tile_px, manifest.tile_mpp).pixels
-        session = ceiling.open_session(self.artifact / manifest.file("predict", "fp32").path, threads=1)
+        session = open_session(self.artifact / manifest.file("predict", "fp32").path, threads=1)
         expected = session.run(["probabilities"], {"tiles": pixels[None]})[0][0]
         answer = json.loads(running.ask(running.server.wrap(tile)).body)
         found = (answer[0] if isinstance(answer, list) else answer)["probabilities"].values()

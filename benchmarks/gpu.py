@@ -24,7 +24,7 @@ from benchmarks.servers import ARTIFACT, ROOT, SERVERS, run_server
 from benchmarks.tiles import load_tiles
 from model.artifact import Manifest, Precision, read_manifest
 from model.runtime import ort
-from model.session import DeviceUnavailable, has_nvidia_driver
+from model.session import DeviceUnavailable, has_nvidia_driver, open_cuda_session
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WORKERS = (1, 4, 8, 16)
@@ -117,26 +117,11 @@ def drop_unused(proto: Any) -> None:
 # -- the engine ----------------------------------------------------------------------------------------------------
 
 
-def open_cuda(path: Path, **cuda: str) -> ort.InferenceSession:
-    """Refuses what would run on the CPU."""
-    ort.preload_dlls()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=[("CUDAExecutionProvider", cuda), "CPUExecutionProvider"])
-    session.disable_fallback()
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise DeviceUnavailable(
-            f"onnxruntime {ort.__version__} loads no CUDA here: `tissue doctor` says what is missing"
-        )
-    return session
-
-
 def measure_engine(graph: Graph, way: Way, batch: int, side_px: int, seconds: float) -> float:
     """Images/s, from pixels in the host's memory to probabilities in the host's memory."""
     tiles = np.random.default_rng(0).integers(0, 256, (batch, side_px, side_px, 3), np.uint8)
-    call = prepare(open_cuda(graph.path, **({"enable_cuda_graph": "1"} if way == "captured" else {})), way, tiles)
-    return batch / time_call(call, seconds)
+    session = open_cuda_session(graph.path, 1, {"enable_cuda_graph": "1"} if way == "captured" else {})
+    return batch / time_call(prepare(session, way, tiles), seconds)
 
 
 def prepare(session: ort.InferenceSession, way: Way, tiles: NDArray[np.uint8]) -> Callable[[], Any]:
