@@ -54,7 +54,7 @@ class Explanations(Predictions):
 
 
 class Sessions(NamedTuple):
-    """One graph, open for a caller that comes alone and for many side by side; on a GPU that is the same."""
+    """One graph, open for a caller that comes alone and for many side by side; on a GPU one session serves both."""
 
     alone: ort.InferenceSession
     crowd: ort.InferenceSession
@@ -94,7 +94,7 @@ class Classifier:
 
 
 def empty_maps(n: int, manifest: Manifest) -> dict[str, Floats]:
-    """What stands for the maps that a network has not."""
+    """These stand for the maps that a network doesn't have."""
     methods, g = manifest.maps.methods, manifest.grid
     empty: dict[str, Floats] = {}
     if "attention" not in methods:
@@ -182,10 +182,10 @@ def open_cuda_session(path: Path, threads: int, cuda: dict[str, str]) -> ort.Inf
     """`cuda` are options of ONNX Runtime's CUDA provider."""
     providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
     try:
-        with redirect_stdout(sys.stderr):  # it tells what it doesn't find on stdout, where answers may be going
+        with redirect_stdout(sys.stderr):  # it reports missing libraries on stdout, where answers may be going
             ort.preload_dlls()  # the CUDA libraries that pip installed, where there are any
         session = ort.InferenceSession(path, make_options(threads), providers=providers)
-    except Exception as error:  # too old, or full; the graph itself was found to be what the manifest lists
+    except Exception as error:  # the GPU is too old, or full; an artefact's graphs were verified before
         raise DeviceUnavailable(f"the GPU could not take {path}: {error}. {WITHOUT_GPU}") from error
     session.disable_fallback()
     if session.get_providers()[0] != "CUDAExecutionProvider":  # never silently on the CPU
@@ -248,7 +248,7 @@ def load_golden(path: Path, manifest: Manifest) -> Tiles:
 
 
 def check_golden(classifier: Classifier, tile: Tiles) -> None:
-    """The one tile whose answer is known must be answered so here, on this device, in this precision."""
+    """The golden tile's answer is known: both graphs must give it on this device and in this precision."""
     golden = classifier.manifest.golden
     expected = np.array(golden.probabilities)
     for graph, precision, answer in (
