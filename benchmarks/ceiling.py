@@ -63,7 +63,10 @@ def measure(graph: Path, tiles: Sequence[Tile], tile_px: int, tile_mpp: float, c
 
 
 def open_bare_session(graph: Path, threads: int) -> ort.InferenceSession:
-    """With ONNX Runtime's own choices, not the service's: its threads spin on between calls, which a loop gains by."""
+    """With ONNX Runtime's defaults, not the service's options, by which no thread spins between calls.
+
+    So the ceiling owes nothing to what the service chose.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
