@@ -13,12 +13,11 @@ from rich.markup import escape
 
 from benchmarks import report
 from benchmarks.comparison import Comparison, carry_out, drop_disturbed, read_samples
-from benchmarks.servers import ROOT, SERVERS, VENVS, install, pick_servers
+from benchmarks.servers import BENCH, LOGS, SERVERS, TISSUE, VENVS, install, pick_servers
 from benchmarks.soak import Soak, soak
 from benchmarks.tiles import load_tiles
 from model.runtime import ort
 
-FOLDER = ROOT / "runs" / "bench"
 RESULTS = "cpu.jsonl"
 SOAK_RESULTS = "soak.json"
 REPORT = "report.md"
@@ -49,7 +48,7 @@ def run(
     redo: Annotated[
         float, typer.Option(help="Repeat earlier steps during which other programs took more cores than this.")
     ] = float("inf"),
-    folder: Folder = FOLDER,
+    folder: Folder = BENCH,
 ) -> None:
     """All servers in turn, with all loads. Status 3: stopped by --minutes before all was measured."""
     with plain_errors():
@@ -67,28 +66,28 @@ def run(
 
 
 @cli.command("soak")
-def run_soak(requests: int = 100_000, folder: Folder = FOLDER) -> None:
+def run_soak(requests: int = 100_000, folder: Folder = BENCH) -> None:
     """Many requests at this service: does its memory grow?"""
     with plain_errors():
-        found = soak(SERVERS[0], load_tiles("jpeg"), ROOT / "runs" / "bench" / "log" / "soak.log", requests)
+        soaked = soak(TISSUE, load_tiles("jpeg"), LOGS / "soak.log", requests)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SOAK_RESULTS).write_text(json.dumps(dataclasses.asdict(found)) + "\n")
-        out.print(f"{found.second_half_growth_mib:+.1f} MiB over the last half, peak {found.peak_rss_mib:.0f} MiB")
+        (folder / SOAK_RESULTS).write_text(json.dumps(dataclasses.asdict(soaked)) + "\n")
+        out.print(f"{soaked.second_half_growth_mib:+.1f} MiB over the last half, peak {soaked.peak_rss_mib:.0f} MiB")
 
 
 @cli.command("report")
 def write_report(
-    folder: Folder = FOLDER,
+    folder: Folder = BENCH,
     page: Annotated[
         Path | None, typer.Option(help=f"Unset: {REPORT} in the folder. What people wrote around its figures stays.")
     ] = None,
 ) -> None:
     """Tables and pictures from the results."""
     with plain_errors():
-        soaked = folder / SOAK_RESULTS
-        found = Soak(**json.loads(soaked.read_text())) if soaked.exists() else None
+        soak_results = folder / SOAK_RESULTS
+        soaked = Soak(**json.loads(soak_results.read_text())) if soak_results.exists() else None
         page = page or folder / REPORT
-        report.write(read_samples(folder / RESULTS), found, page)
+        report.write(read_samples(folder / RESULTS), soaked, page)
         out.print(str(page), markup=False, soft_wrap=True)
 
 

@@ -1,7 +1,7 @@
 """What the machine could give: the same graph in ONNX Runtime, in a bare loop without HTTP.
 
-One caller with all cores, and one caller a core with a thread each, over several batch sizes; the best of them is the
-ceiling that the servers are measured against.
+Once with one caller that has all cores, and once with as many callers as cores, a thread each; both with several batch
+sizes. The best of them is the ceiling that the servers are measured against.
 """
 
 import threading
@@ -26,8 +26,8 @@ WARM_UP_CALLS = 3
 @dataclass(frozen=True)
 class Ceiling:
     alone_per_s: dict[str, float]  # images/s by batch, one caller with all cores
-    crowd_per_s: dict[str, float]  # one caller a core
-    decoding_crowd_per_s: float  # as above with one tile a call, each caller decoding its own JPEG first
+    crowd_per_s: dict[str, float]  # images/s by batch, as many callers as cores
+    decoding_crowd_per_s: float  # the same with one tile a call, each caller decoding its own JPEG first
     lone_p50_ms: float  # decode and call, one tile, one caller with all cores
     lone_p99_ms: float
 
@@ -37,14 +37,14 @@ class Ceiling:
 
 
 def measure(graph: Path, tiles: Sequence[Tile], tile_px: int, tile_mpp: float, cores: int, seconds: float) -> Ceiling:
-    """`seconds` for each of its eight loops."""
+    """Takes `seconds` for each of its eight loops."""
 
     def read(tile: Tile) -> NDArray[np.uint8]:
         return to_tile(decode(tile.data), tile_px, tile_mpp).pixels
 
     pixels = np.stack([read(tile) for tile in tiles])
     batches = {size: np.resize(pixels, (size, *pixels.shape[1:])) for size in BATCHES}
-    sessions = {threads: open_session(graph, threads) for threads in {cores, 1}}
+    sessions = {threads: open_bare_session(graph, threads) for threads in {cores, 1}}
 
     def call(threads: int, batch: NDArray[np.uint8]) -> Any:
         return sessions[threads].run(None, {"tiles": batch})
@@ -62,7 +62,11 @@ def measure(graph: Path, tiles: Sequence[Tile], tile_px: int, tile_mpp: float, c
     )
 
 
-def open_session(graph: Path, threads: int) -> ort.InferenceSession:
+def open_bare_session(graph: Path, threads: int) -> ort.InferenceSession:
+    """With ONNX Runtime's defaults, not the service's options, by which no thread spins between calls.
+
+    So the ceiling owes nothing to what the service chose.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -74,7 +78,7 @@ def mean_s(call: Callable[..., Any], threads: int, batch: NDArray[np.uint8], cal
 
 
 def time_calls(call: Callable[[], Any], callers: int, seconds: float) -> list[float]:
-    """Seconds of each call, of all callers together, after a few that don't count."""
+    """How many seconds each call took, those of all callers in one list; the first few of each don't count."""
     took_s: list[float] = []  # list.append is atomic
 
     def work() -> None:

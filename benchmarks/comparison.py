@@ -13,7 +13,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -22,22 +22,23 @@ import numpy as np
 import psutil
 
 from benchmarks import ceiling, growth, load, overload
-from benchmarks.servers import ARTIFACT, ROOT, Body, Running, Server, list_versions, run_server
+from benchmarks.servers import ARTIFACT, LOGS, TISSUE, Body, Running, Server, list_versions, run_server
 from benchmarks.tiles import Form, Tile, cut_short, load_tiles, mean_bytes
-from model.artifact import digest, read_manifest
+from model.artifact import MANIFEST, Precision, digest, read_manifest
 from model.pixels import decode, to_tile
-from model.session import available_cores
+from model.session import available_cores, open_session
 
 T = TypeVar("T")
 Sample = dict[str, Any]
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 CONNECTIONS = (1, 8, 32, 100)
 PNG_CONNECTIONS = 32
 MIX_CONNECTIONS = 8
 WARM_UP_S = 1
 IDLE_S = 3.0
 TOLERANCE = 0.05  # in probability; int8 is this far off at most
-OVERLOAD = 2.0  # times the server's own peak
+OVERLOAD = 2.0  # requests offered, as a multiple of the server's own peak
 PEERS_PACKAGES = ["onnxruntime", "pillow", "fastapi", "uvicorn", "litserve", "mosec", "bentoml", "ray"]
 
 
@@ -65,24 +66,14 @@ class Comparison:
         steps = [Step("setup", self.describe_setup)]
         for number in range(self.rounds):
             steps += [
-                Step(f"ceiling {precision} {number}", self._bind(self.measure_ceiling, precision, number))
-                for precision in ("fp32", "int8")
+                Step(f"ceiling {precision} {number}", partial(self.measure_ceiling, precision))
+                for precision in PRECISIONS
             ]
-            steps += [
-                Step(f"visit {server.name} {number}", self._bind(self.visit, server, number)) for server in self.servers
-            ]
-        steps += [Step(f"flood {server.name}", self._bind(self.overwhelm, server)) for server in self.servers]
-        steps += [
-            Step(f"growth {name}", self._bind(self.grow, measure, ours))
-            for ours in self.servers
-            if ours.name == "tissue"
-            for name, measure in growth.MEASURES.items()
-        ]
+            steps += [Step(f"visit {server.name} {number}", partial(self.visit, server)) for server in self.servers]
+        steps += [Step(f"flood {server.name}", partial(self.overwhelm, server)) for server in self.servers]
+        if TISSUE in self.servers:
+            steps += [Step(f"growth {name}", partial(self.grow, measure)) for name, measure in growth.MEASURES.items()]
         return steps
-
-    @staticmethod
-    def _bind(work: Callable[..., list[Sample]], *arguments: Any) -> Callable[[], list[Sample]]:
-        return lambda: work(*arguments)
 
     def describe_conditions(self) -> Sample:
         """What has to be the same for a run to go on."""
@@ -99,7 +90,7 @@ class Comparison:
             "jpeg_bytes": mean_bytes(self.tiles["jpeg"]),
             "png_bytes": mean_bytes(self.tiles["png"]),
             "model": manifest.name,
-            "model_digest": digest(self.artifact / "manifest.json"),
+            "model_digest": digest(self.artifact / MANIFEST),
             "tissue": importlib.metadata.version("tissue"),
         }
 
@@ -120,17 +111,17 @@ class Comparison:
         versions = {server.name: list_versions(server, PEERS_PACKAGES) for server in self.servers}
         return [{"kind": "setup", **self.describe_conditions(), "versions": versions}]
 
-    def measure_ceiling(self, precision: str, number: int) -> list[Sample]:
+    def measure_ceiling(self, precision: Precision) -> list[Sample]:
         manifest = read_manifest(self.artifact)
-        graph = self.artifact / manifest.file("predict", "int8" if precision == "int8" else "fp32").path
+        graph = self.artifact / manifest.file("predict", precision).path
         tiles, cores, seconds = self.tiles["jpeg"], available_cores(), self.seconds / 4
-        found, _, other_cores = watch(
+        measured, _, other_cores = watch(
             lambda: ceiling.measure(graph, tiles, manifest.tile_px, manifest.tile_mpp, cores, seconds)
         )
-        figures = {"best_per_s": found.best_per_s, "other_cores": other_cores}
-        return [{"kind": "ceiling", "precision": precision, **figures, **dataclasses.asdict(found)}]
+        figures = {"best_per_s": measured.best_per_s, "other_cores": other_cores}
+        return [{"kind": "ceiling", "precision": precision, **figures, **dataclasses.asdict(measured)}]
 
-    def visit(self, server: Server, number: int) -> list[Sample]:
+    def visit(self, server: Server) -> list[Sample]:
         """One start of a server: how long it takes, what it takes when idle, and all closed loops."""
         samples: list[Sample] = []
         with self.started(server) as running:
@@ -139,34 +130,33 @@ class Comparison:
             points: list[tuple[Form, int]] = [("jpeg", connections) for connections in CONNECTIONS]
             for form, connections in [*points, ("png", PNG_CONNECTIONS)]:
                 bodies = [server.wrap(tile) for tile in self.tiles[form]]
-                found, cpu_s, other_cores = drive(running, bodies, connections, self.seconds)
+                measured, cpu_s, other_cores = drive(running, bodies, connections, self.seconds)
                 samples.append(
                     {
                         "kind": "load",
                         "server": server.name,
                         "form": form,
                         "connections": connections,
-                        "good_per_s": found.good_per_s,
-                        "cpu_ms_per_request": 1e3 * cpu_s / max(1, found.requests),
+                        "good_per_s": measured.good_per_s,
+                        "cpu_ms_per_request": 1e3 * cpu_s / max(1, measured.requests),
                         "other_cores": other_cores,
-                        **dataclasses.asdict(found),
+                        **dataclasses.asdict(measured),
                     }
                 )
-            start_s = running.start_s
-        peak = {"start_s": start_s, "idle_cores": idle_cores, "peak_rss_mib": running.peak_rss_bytes / 2**20}
-        return [*samples, {"kind": "visit", "server": server.name, **peak}]
+        costs = {"start_s": running.start_s, "idle_cores": idle_cores, "peak_rss_mib": running.peak_rss_mib}
+        return [*samples, {"kind": "visit", "server": server.name, **costs}]
 
     def check_answer(self, running: Running) -> None:
-        """A server that answers something else is not in the same race."""
+        """A server that gives other answers does other work: its speed couldn't be compared."""
         manifest = read_manifest(self.artifact)
         tile = self.tiles["jpeg"][0]
         pixels = to_tile(decode(tile.data), manifest.tile_px, manifest.tile_mpp).pixels
-        session = ceiling.open_session(self.artifact / manifest.file("predict", "fp32").path, threads=1)
+        session = open_session(self.artifact / manifest.file("predict", "fp32").path, threads=1)
         expected = session.run(["probabilities"], {"tiles": pixels[None]})[0][0]
         answer = json.loads(running.ask(running.server.wrap(tile)).body)
-        found = (answer[0] if isinstance(answer, list) else answer)["probabilities"].values()
-        if not np.allclose(list(found), expected, atol=TOLERANCE):
-            raise ValueError(f"{running.server.title} answers {list(found)}, the graph itself {expected.tolist()}")
+        answered = list((answer[0] if isinstance(answer, list) else answer)["probabilities"].values())
+        if not np.allclose(answered, expected, atol=TOLERANCE):
+            raise ValueError(f"{running.server.title} answers {answered}, the graph itself {expected.tolist()}")
 
     def overwhelm(self, server: Server) -> list[Sample]:
         """Twice its own peak, open loop; then one damaged image in eight."""
@@ -192,32 +182,29 @@ class Comparison:
             },
         ]
 
-    def grow(self, measure: growth.Measure, server: Server) -> list[Sample]:
-        def start(**settings: str) -> growth.Start:
-            return self.started(server, **settings)
-
-        return measure(start, self.tiles["jpeg"], self.seconds)
+    def grow(self, measure: growth.Measure) -> list[Sample]:
+        return measure(partial(self.started, TISSUE), self.tiles["jpeg"], self.seconds)
 
     def started(self, server: Server, **settings: str) -> growth.Start:
-        log = ROOT / "runs" / "bench" / "log" / f"{server.name}.log"
-        return run_server(server, self.tiles["jpeg"][0], log, self.artifact, **settings)
+        return run_server(server, self.tiles["jpeg"][0], LOGS / f"{server.name}.log", self.artifact, **settings)
 
 
 def drive(running: Running, bodies: Sequence[Body], connections: int, seconds: float) -> tuple[load.Load, float, float]:
-    """After a warm-up that doesn't count. What `watch` gives."""
+    """After a warm-up that doesn't count; gives what `watch` gives."""
     load.drive(running.address, bodies, connections, WARM_UP_S)
     return watch(lambda: load.drive(running.address, bodies, connections, seconds), lambda: running.usage().cpu_s)
 
 
 def watch(work: Callable[[], T], count_server_s: Callable[[], float] = lambda: 0.0) -> tuple[T, float, float]:
-    """What `work` returns, the CPU seconds that the server took for it, and how many cores were busy with something
-    else meanwhile, neighbours on a virtual machine's host included.
+    """What `work` returns, the server's CPU seconds during it, and how many cores other programs kept busy meanwhile.
+
+    On a virtual machine its neighbours on the host are among those.
     """
     server_s, others_s, started = count_server_s(), count_busy_s() - count_own_s(), time.monotonic()
-    found = work()
+    returned = work()
     server_s = count_server_s() - server_s
     others_s = count_busy_s() - count_own_s() - others_s - server_s
-    return found, server_s, max(0.0, others_s / (time.monotonic() - started))
+    return returned, server_s, max(0.0, others_s / (time.monotonic() - started))
 
 
 def count_busy_s() -> float:
@@ -242,7 +229,7 @@ def find_peak(samples: Iterable[Sample], server: str) -> float:
 
 
 def read_samples(results: Path) -> list[Sample]:
-    """A last line that was cut, by a kill or a full disk, takes the rest of its step with it: that is measured anew."""
+    """A last line may have been cut by a kill or a full disk: its whole step is left out, and so measured anew."""
     samples: list[Sample] = []
     lines = results.read_text().splitlines(keepends=True) if results.exists() else []
     for number, line in enumerate(lines, 1):
@@ -263,7 +250,7 @@ def drop_steps(samples: Iterable[Sample], steps: Iterable[str]) -> list[Sample]:
 
 
 def write_samples(results: Path, samples: Iterable[Sample]) -> None:
-    """At once: a step is there as a whole or not at all."""
+    """All or nothing, so that no step is ever there in part."""
     results.parent.mkdir(parents=True, exist_ok=True)
     unfinished = results.with_suffix(".part")
     unfinished.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples))
@@ -273,7 +260,10 @@ def write_samples(results: Path, samples: Iterable[Sample]) -> None:
 def carry_out(
     comparison: Comparison, limit_s: float = math.inf, announce: Callable[[str], None] = lambda text: None
 ) -> bool:
-    """Takes the steps that are not in the results yet; whether all are done. No step starts after `limit_s`."""
+    """Carries out the steps that are not in the results yet and tells whether all are done.
+
+    No step starts after `limit_s`.
+    """
     started_at = time.monotonic()
     comparison.check_conditions()
     samples = read_samples(comparison.results)
@@ -290,7 +280,7 @@ def carry_out(
 
 
 def drop_disturbed(results: Path, most_other_cores: float) -> list[str]:
-    """Takes the steps out of the results, to be repeated, during which something else took more than that."""
+    """Takes those steps out of the results, to be repeated, during which other programs took more cores than that."""
     samples = read_samples(results)
     dropped = sorted({one["step"] for one in samples if one.get("other_cores", 0.0) > most_other_cores})
     if dropped:
@@ -299,7 +289,7 @@ def drop_disturbed(results: Path, most_other_cores: float) -> list[str]:
 
 
 def rounded(sample: Sample) -> Sample:
-    """Five digits are more than any repetition agrees on."""
+    """To five digits: repetitions agree on fewer."""
     return {name: round_value(value) for name, value in sample.items()}
 
 

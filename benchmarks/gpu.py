@@ -7,7 +7,7 @@ service end to end with 1, 4, 8 and 16 workers. What can't be measured here is s
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import load
-from benchmarks.servers import ARTIFACT, ROOT, SERVERS, run_server
+from benchmarks.servers import ARTIFACT, BENCH, LOGS, TISSUE, run_server
 from benchmarks.tiles import load_tiles
 from model.artifact import Manifest, Precision, read_manifest
 from model.runtime import ort
-from model.session import DeviceUnavailable, has_nvidia_driver
+from model.session import DeviceUnavailable, has_nvidia_driver, open_cuda_session
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WORKERS = (1, 4, 8, 16)
@@ -32,7 +32,7 @@ SERVICE_CONNECTIONS = 256
 WARM_UP_CALLS = 5
 MATMUL_SIDE = 8192
 STEM_FLOPS = {"patch": 0.03e9, "conv": 0.23e9, "efficientnet": 0.25e9}  # counted by hand, at 150 px and a width of 192
-GRAPHS = ROOT / "runs" / "bench" / "gpu"
+GRAPHS = BENCH / "gpu"
 
 Attention = Literal["plain", "fused"]
 Way = Literal["run", "bound", "captured"]
@@ -70,14 +70,14 @@ def make_graphs(artifact: Path, manifest: Manifest, folder: Path) -> list[Graph]
 
 
 def fuse_attention(proto: Any) -> int:
-    """Puts ONNX's own Attention where softmax(q k / sqrt(d)) v is written out; how often it was."""
+    """Puts ONNX's own Attention wherever softmax(q k / sqrt(d)) v is written out, and returns in how many places."""
     import onnx
 
     maker = {name: node for node in proto.graph.node for name in node.output}
     reader = {name: node for node in proto.graph.node for name in node.input}
 
     def trace(name: str, *kinds: str) -> str | None:
-        """Back through nodes of these kinds, along their first inputs."""
+        """From a value back through nodes of these kinds, along their first inputs; None where another kind comes."""
         for kind in kinds:
             node = maker.get(name)
             if node is None or node.op_type != kind:
@@ -117,26 +117,25 @@ def drop_unused(proto: Any) -> None:
 # -- the engine ----------------------------------------------------------------------------------------------------
 
 
-def open_cuda(path: Path, **cuda: str) -> ort.InferenceSession:
-    """Refuses what would run on the CPU."""
-    ort.preload_dlls()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=[("CUDAExecutionProvider", cuda), "CPUExecutionProvider"])
-    session.disable_fallback()
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise DeviceUnavailable(
-            f"onnxruntime {ort.__version__} loads no CUDA here: `tissue doctor` says what is missing"
-        )
-    return session
-
-
 def measure_engine(graph: Graph, way: Way, batch: int, side_px: int, seconds: float) -> float:
     """Images/s, from pixels in the host's memory to probabilities in the host's memory."""
     tiles = np.random.default_rng(0).integers(0, 256, (batch, side_px, side_px, 3), np.uint8)
-    call = prepare(open_cuda(graph.path, **({"enable_cuda_graph": "1"} if way == "captured" else {})), way, tiles)
-    return batch / time_call(call, seconds)
+    session = open_cuda_session(graph.path, 1, {"enable_cuda_graph": "1"} if way == "captured" else {})
+    return batch / time_call(prepare(session, way, tiles), seconds)
+
+
+def try_batches(graph: Graph, way: Way, manifest: Manifest, seconds: float) -> list[float | str]:
+    """A cell says `failed` where ONNX Runtime refuses, such as to capture a graph that is partly on the CPU."""
+    speeds: list[float | str] = []
+    for batch in BATCHES:
+        try:
+            speeds.append(measure_engine(graph, way, batch, manifest.tile_px, seconds))
+        except Exception as error:  # it has many classes for its refusals
+            out.print(
+                f"{graph.precision} {graph.attention} {way} {batch}: {str(error)[:200]}", markup=False, highlight=False
+            )
+            speeds.append("failed")
+    return speeds
 
 
 def prepare(session: ort.InferenceSession, way: Way, tiles: NDArray[np.uint8]) -> Callable[[], Any]:
@@ -199,11 +198,10 @@ def measure_matmul() -> float | None:
 
 
 def measure_service(precision: Precision, workers: int, seconds: float) -> load.Load:
-    ours = SERVERS[0]
     tiles = load_tiles("jpeg")
     settings = {"TISSUE_DEVICE": "cuda", "TISSUE_PRECISION": precision, "TISSUE_WORKERS": str(workers)}
-    with run_server(ours, tiles[0], ROOT / "runs" / "bench" / "log" / "gpu.log", ARTIFACT, **settings) as running:
-        bodies = [ours.wrap(tile) for tile in tiles]
+    with run_server(TISSUE, tiles[0], LOGS / "gpu.log", ARTIFACT, **settings) as running:
+        bodies = [TISSUE.wrap(tile) for tile in tiles]
         load.drive(running.address, bodies, SERVICE_CONNECTIONS, 3)
         return load.drive(running.address, bodies, SERVICE_CONNECTIONS, seconds)
 
@@ -221,7 +219,7 @@ def tabulate_engine(
         yield [graph.precision, graph.attention, way, *cells, share]
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) -> None:
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left")
     for name in header:
         table.add_column(name, justify="right")
@@ -267,7 +265,7 @@ def main(
         if shutil.which("wrk") is None:
             out.print("service not measured: wrk is not installed")
             return
-        found = {
+        loads = {
             (precision, workers): measure_service(precision, workers, 5 * seconds)
             for precision in manifest.precisions()
             if precision != "int8"
@@ -278,23 +276,9 @@ def main(
             ["precision", "workers", "requests/s", "p50 ms", "p99 ms", "errors"],
             [
                 [precision, str(n), f"{one.good_per_s:,.0f}", f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}", str(one.errors)]
-                for (precision, n), one in found.items()
+                for (precision, n), one in loads.items()
             ],
         )
-
-
-def try_batches(graph: Graph, way: Way, manifest: Manifest, seconds: float) -> list[float | str]:
-    """A cell says `failed` where ONNX Runtime refuses, such as to capture a graph that is partly on the CPU."""
-    speeds: list[float | str] = []
-    for batch in BATCHES:
-        try:
-            speeds.append(measure_engine(graph, way, batch, manifest.tile_px, seconds))
-        except Exception as error:  # it has many classes for its refusals
-            out.print(
-                f"{graph.precision} {graph.attention} {way} {batch}: {str(error)[:200]}", markup=False, highlight=False
-            )
-            speeds.append("failed")
-    return speeds
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """How the cost of our own service grows: with connections, with the queue, with the size of images, with workers."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import load
-from benchmarks.servers import Body, Running
+from benchmarks.servers import Body, Running, as_body
 from benchmarks.tiles import Tile, encode
 
 Start = AbstractContextManager[Running]
@@ -30,34 +29,37 @@ CROWD = 32
 
 def by_connections(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
     with start() as running:
-        bodies = wrap(tiles)
+        bodies = [as_body(tile) for tile in tiles]
         load.drive(running.address, bodies, CROWD, 1)
         return [describe(load.drive(running.address, bodies, n, seconds), connections=n) for n in CONNECTIONS]
 
 
 def by_queue(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
-    """As many requests in hand as there are connections, none refused. Ascending: the peak so far is each one's."""
+    """As many requests in hand as there are connections, none refused.
+
+    The queues ascend, so that the peak of memory so far is that of the present one.
+    """
     with start(TISSUE_MAX_QUEUE="65536", TISSUE_DEADLINE_MS="60000") as running:
-        bodies = wrap(tiles)
+        bodies = [as_body(tile) for tile in tiles]
         return [describe_peak(running, bodies, n, seconds, waiting=n) for n in QUEUES]
 
 
 def by_image_size(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
     with start() as running:
-        found = []
+        samples = []
         for side_px in SIDES_PX:
-            body = wrap([draw_field(side_px)])
-            found.append(describe_peak(running, body, 8, seconds, side_px=side_px, body_bytes=len(body[0].data)))
-        return found
+            body = as_body(draw_field(side_px))
+            samples.append(describe_peak(running, [body], 8, seconds, side_px=side_px, body_bytes=len(body.data)))
+        return samples
 
 
 def by_workers(start: Starter, tiles: Sequence[Tile], seconds: float) -> list[dict[str, Any]]:
-    found = []
+    samples, bodies = [], [as_body(tile) for tile in tiles]
     for workers in WORKERS:
         with start(TISSUE_WORKERS=str(workers)) as running:
-            load.drive(running.address, wrap(tiles), CROWD, 1)
-            found.append(describe_peak(running, wrap(tiles), CROWD, seconds, workers=workers))
-    return found
+            load.drive(running.address, bodies, CROWD, 1)
+            samples.append(describe_peak(running, bodies, CROWD, seconds, workers=workers))
+    return samples
 
 
 MEASURES: dict[str, Measure] = {
@@ -66,10 +68,6 @@ MEASURES: dict[str, Measure] = {
     "image size": by_image_size,
     "workers": by_workers,
 }
-
-
-def wrap(tiles: Sequence[Tile]) -> list[Body]:
-    return [Body(tile.content_type, tile.data) for tile in tiles]
 
 
 def draw_field(side_px: int) -> Tile:
@@ -81,16 +79,16 @@ def draw_field(side_px: int) -> Tile:
 def describe_peak(
     running: Running, bodies: Sequence[Body], connections: int, seconds: float, **point: Any
 ) -> dict[str, Any]:
-    found = load.drive(running.address, bodies, connections, seconds)
-    running.usage()
-    return describe(found, peak_rss_mib=running.peak_rss_bytes / 2**20, **point)
+    measured = load.drive(running.address, bodies, connections, seconds)
+    running.usage()  # looks once more: the peak may be the present
+    return describe(measured, peak_rss_mib=running.peak_rss_mib, **point)
 
 
-def describe(found: load.Load, **point: Any) -> dict[str, Any]:
-    figures = {"good_per_s": found.good_per_s, "p50_ms": found.p50_ms, "p99_ms": found.p99_ms, "errors": found.errors}
+def describe(measured: load.Load, **point: Any) -> dict[str, Any]:
+    figures = {name: getattr(measured, name) for name in ("good_per_s", "p50_ms", "p99_ms", "errors")}
     return {"kind": "growth", **point, **figures}
 
 
 def points(samples: Sequence[dict[str, Any]], measure: str, *columns: str) -> list[tuple[float, ...]]:
-    chosen = itertools.filterfalse(lambda sample: sample["step"] != f"growth {measure}", samples)
-    return [tuple(sample[column] for column in columns) for sample in chosen]
+    step = f"growth {measure}"
+    return [tuple(sample[column] for column in columns) for sample in samples if sample["step"] == step]

@@ -40,7 +40,7 @@ class Load:
 
 
 def drive(address: str, bodies: Sequence[Body], connections: int, seconds: float) -> Load:
-    """One thread of wrk, which costs the server little, and enough for some 10,000 requests/s."""
+    """With one thread of wrk, which takes little from the server and is enough for some 10,000 requests/s."""
     wrk = shutil.which("wrk")
     if wrk is None:
         raise WrkFailed("wrk is not installed; Debian and Ubuntu have it: apt-get install wrk")

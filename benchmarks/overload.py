@@ -1,7 +1,7 @@
 """Open loop: requests come when they come, whether the server keeps up or not; and a loop with damaged images in it.
 
-No compiled generator that most machines have is open loop and splits latency by status, so this one is Python, with
-bytes made beforehand and a protocol of a few lines on uvloop. Its own CPU time is part of the result.
+No compiled load generator in common use is open loop and also tells latencies apart by status. So this one is Python,
+with bytes made beforehand and a protocol of a few lines on uvloop; its own CPU time is part of the result.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import random
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -38,7 +38,7 @@ class Flood:
     good_in_window: int  # of them, those that came while requests were still being sent
     good_within_1_s: int
     refused: int  # 429 or 503
-    others: dict[str, int]  # how often other statuses, `cut` or `unanswered` within PATIENCE_S
+    others: dict[str, int]  # how often each other status; `cut`, or `unanswered` within PATIENCE_S
     p50_ms: float  # of the good
     p99_ms: float
     refusal_p99_ms: float
@@ -76,7 +76,7 @@ class Exchange(asyncio.Protocol):
         self._transport.write(request)
         try:
             return await self._answer
-        except BaseException:  # it was cut, or nobody waits any more: what comes late must not answer the next
+        except BaseException:  # cut, or nobody waits any more: a late answer must not be taken for the next one's
             self.close()
             raise
 
@@ -100,8 +100,8 @@ class Exchange(asyncio.Protocol):
 
 def read_status(received: bytes) -> int | None:
     """The status of a response that is there as a whole; None while some of it is missing."""
-    head, found, body = received.partition(b"\r\n\r\n")
-    if not found:
+    head, blank_line, body = received.partition(b"\r\n\r\n")
+    if not blank_line:
         return None
     lowered = head.lower()
     if b"\r\ntransfer-encoding: chunked" in lowered:
@@ -118,21 +118,21 @@ def encode_request(path: str, body: Body) -> bytes:
 
 
 def flood(port: int, path: str, bodies: Sequence[Body], per_s: float, seconds: float) -> Flood:
-    return _run(lambda: _flood(port, [encode_request(path, body) for body in bodies], per_s, seconds))
+    return run_on_uvloop(send_as_they_come(port, [encode_request(path, body) for body in bodies], per_s, seconds))
 
 
 def mix(port: int, path: str, good: Sequence[Body], bad: Body, connections: int, seconds: float) -> Mixture:
     """Closed loop with one damaged image in eight."""
     requests = [encode_request(path, body) for body in good]
-    return _run(lambda: _mix(port, requests, encode_request(path, bad), connections, seconds))
+    return run_on_uvloop(send_mixed(port, requests, encode_request(path, bad), connections, seconds))
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def run_on_uvloop(work: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work())
+        return runner.run(work)
 
 
-async def _flood(port: int, requests: Sequence[bytes], per_s: float, seconds: float) -> Flood:
+async def send_as_they_come(port: int, requests: Sequence[bytes], per_s: float, seconds: float) -> Flood:
     idle: list[Exchange] = []
     answers: list[tuple[int, float, float]] = []  # status, seconds, when it came
 
@@ -165,8 +165,10 @@ async def _flood(port: int, requests: Sequence[bytes], per_s: float, seconds: fl
 
 
 async def ask_on(exchange: Exchange | None, port: int, request: bytes) -> tuple[int, Exchange]:
-    """On an open connection or a new one. A server may close an idle one while a request is on its way, as some do
-    after an error; clients then ask again.
+    """On an open connection or a new one.
+
+    A server may close an idle connection while a request is on its way, as some do after an error: clients then ask
+    again on another.
     """
     if exchange is not None:
         with contextlib.suppress(OSError):
@@ -176,7 +178,7 @@ async def ask_on(exchange: Exchange | None, port: int, request: bytes) -> tuple[
 
 
 def take_open(idle: list[Exchange]) -> Exchange | None:
-    """The connection used last, or nobody's where the server has closed all."""
+    """The connection that was used last; None where the server has closed all."""
     while idle:
         exchange = idle.pop()
         if exchange.is_open:
@@ -185,7 +187,7 @@ def take_open(idle: list[Exchange]) -> Exchange | None:
 
 
 def arrivals(per_s: float, seconds: float) -> Iterator[float]:
-    """Poisson's, the same in every run."""
+    """Seconds after the start: a Poisson process, the same in every run."""
     random_gaps = random.Random(SEED)
     at = random_gaps.expovariate(per_s)
     while at < seconds:
@@ -225,7 +227,7 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def _mix(port: int, good: Sequence[bytes], bad: bytes, connections: int, seconds: float) -> Mixture:
+async def send_mixed(port: int, good: Sequence[bytes], bad: bytes, connections: int, seconds: float) -> Mixture:
     ends = time.perf_counter() + seconds
     numbers = itertools.count()
     good_statuses: Counter[int] = Counter()

@@ -21,7 +21,7 @@ OURS = frozenset(server.name for server in SERVERS if server.is_ours)
 PRECISION = {name: "int8" if name.endswith("int8") else "fp32" for name in TITLES}
 NEW_PAGE = "# Benchmarks\n\n<!-- figures -->\n<!-- end of figures -->\n"
 FIGURES = re.compile(r"(<!-- figures -->\n).*(<!-- end of figures -->)", re.DOTALL)
-STYLES = {  # ours stand out, peers are told apart by dashes and markers, too
+STYLES = {  # dashes and markers tell apart what shares a colour
     "tissue": (BLUE, "-", "o"),
     "tissue_int8": (BLUE, "--", "s"),
     "fastapi_def": (ORANGE, "-", "^"),
@@ -45,10 +45,10 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    found = sorted(values)
-    if not found:
+    ascending = sorted(values)
+    if not ascending:
         raise ValueError("nothing was measured")
-    return Spread(median(found), found[0], found[-1], len(found))
+    return Spread(median(ascending), ascending[0], ascending[-1], len(ascending))
 
 
 def pick(samples: Sequence[Sample], kind: str, **wanted: Any) -> list[Sample]:
@@ -60,9 +60,9 @@ def pick(samples: Sequence[Sample], kind: str, **wanted: Any) -> list[Sample]:
 
 
 def measured_servers(samples: Sequence[Sample]) -> list[str]:
-    """In the order of the table."""
-    found = {sample["server"] for sample in pick(samples, "load")}
-    return [name for name in TITLES if name in found]
+    """In the order of `SERVERS`."""
+    measured = {sample["server"] for sample in pick(samples, "load")}
+    return [name for name in TITLES if name in measured]
 
 
 def speed(samples: Sequence[Sample], server: str, connections: int, form: str = "jpeg") -> Spread:
@@ -83,7 +83,7 @@ def share_of_ceiling(samples: Sequence[Sample], server: str, connections: int) -
 
 def best_peer(samples: Sequence[Sample], connections: int) -> tuple[str, float]:
     peers = [name for name in measured_servers(samples) if name not in OURS]
-    return max(((name, speed(samples, name, connections).middle) for name in peers), key=lambda found: found[1])
+    return max(((name, speed(samples, name, connections).middle) for name in peers), key=lambda peer: peer[1])
 
 
 def middle(samples: Sequence[Sample], kind: str, column: str, **wanted: Any) -> float:
@@ -102,8 +102,8 @@ def table_of_speed(samples: Sequence[Sample]) -> str:
     connections = samples[0]["connections"]
 
     def cell(server: str, n: int) -> str:
-        found = speed(samples, server, n)
-        return f"{found.middle:.0f} ({found.low:.0f} to {found.high:.0f}) = {share_of_ceiling(samples, server, n):.2f}"
+        per_s, share = speed(samples, server, n), share_of_ceiling(samples, server, n)
+        return f"{per_s.middle:.0f} ({per_s.low:.0f} to {per_s.high:.0f}) = {share:.2f}"
 
     rows = [[name_of(server), *(cell(server, n) for n in connections)] for server in measured_servers(samples)]
     ceilings = {precision: ceiling_per_s(samples, precision) for precision in ("fp32", "int8")}
@@ -280,7 +280,7 @@ def describe_run(samples: Sequence[Sample]) -> str:
 def describe_versions(setup: Sample) -> str:
     own = {"litserve": "litserve", "mosec": "mosec", "bentoml": "bentoml", "ray": "ray", "fastapi_def": "fastapi"}
     versions = setup["versions"]
-    runtime = sorted({found["onnxruntime"] for found in versions.values() if "onnxruntime" in found})
+    runtime = sorted({packages["onnxruntime"] for packages in versions.values() if "onnxruntime" in packages})
     peers = [f"{package} {versions[name][package]}" for name, package in own.items() if name in versions]
     return ", ".join([f"tissue {setup['tissue']}", f"ONNX Runtime {' and '.join(runtime)}", *peers])
 
@@ -396,7 +396,7 @@ def finish(axes: Any, ticks: Sequence[int], name: str) -> None:
 
 
 def write(samples: Sequence[Sample], soak: Soak | None, page: Path) -> None:
-    """Fills the page between its two marks; what people wrote around them stays. One that isn't there is begun."""
+    """Fills the page between its two marks; what people wrote around them stays. Makes the page where there is none."""
     if not samples:
         raise ValueError("there are no results yet; `python -m benchmarks run` makes them")
     text = page.read_text() if page.exists() else NEW_PAGE

@@ -23,7 +23,9 @@ from model.artifact import Manifest, read_manifest
 
 ROOT = Path(__file__).parents[1]
 PEERS = Path(__file__).parent / "peers"
-VENVS = ROOT / "runs" / "bench" / "venv"
+BENCH = ROOT / "runs" / "bench"
+LOGS = BENCH / "log"
+VENVS = BENCH / "venv"
 ARTIFACT = ROOT / "model" / "default"
 
 START_LIMIT_S = 120
@@ -37,6 +39,10 @@ class Body(NamedTuple):
     data: bytes
 
 
+def as_body(tile: Tile) -> Body:
+    return Body(tile.content_type, tile.data)
+
+
 @dataclass(frozen=True)
 class Server:
     name: str
@@ -44,7 +50,7 @@ class Server:
     command: tuple[str, ...]  # {port} is filled in
     venv: str | None = None  # None: this very environment
     path: str = "/predict"
-    wrap: Callable[[Tile], Body] = lambda tile: Body(tile.content_type, tile.data)
+    wrap: Callable[[Tile], Body] = as_body
     environ: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -74,16 +80,17 @@ def as_form(tile: Tile) -> Body:
     )
 
 
-OURS = ("-m", "app", "serve", "--port", "{port}")
+SERVE = ("-m", "app", "serve", "--port", "{port}")
 
 
 def uvicorn(module: str) -> tuple[str, ...]:
     return ("-m", "uvicorn", f"benchmarks.peers.{module}:app", "--port", "{port}")
 
 
+TISSUE = Server("tissue", "tissue", SERVE)
 SERVERS = (
-    Server("tissue", "tissue", OURS),
-    Server("tissue_int8", "tissue, int8", OURS, environ=(("TISSUE_PRECISION", "int8"),)),
+    TISSUE,
+    Server("tissue_int8", "tissue, int8", SERVE, environ=(("TISSUE_PRECISION", "int8"),)),
     Server("fastapi_def", "FastAPI, def", uvicorn("fastapi_def"), "fastapi", environ=(("BENCH_INTRA_THREADS", "0"),)),
     Server(
         "fastapi_def_1",
@@ -113,7 +120,7 @@ SERVERS = (
         "Ray Serve",
         ("-m", "benchmarks.peers.ray_serve"),
         "ray",
-        environ=(("RAY_worker_niceness", "0"),),  # its workers give way to all other programs; here they shouldn't
+        environ=(("RAY_worker_niceness", "0"),),  # else its workers would give way to all other programs
     ),
 )
 
@@ -126,8 +133,8 @@ def pick_servers(skipped: set[str]) -> list[Server]:
 
 
 def install(venv: str, onnxruntime_version: str) -> None:
-    """A throw-away environment for a peer, since its pins may conflict with ours; ONNX Runtime in our version."""
-    subprocess.run([sys.executable, "-m", "venv", str(VENVS / venv)], check=True)  # mends half an environment, too
+    """An environment of its own, since a peer's pins may conflict with ours; ONNX Runtime in our version."""
+    subprocess.run([sys.executable, "-m", "venv", str(VENVS / venv)], check=True)  # completes a half-made one
     requirements = ["-r", str(PEERS / f"{venv}.txt"), f"onnxruntime=={onnxruntime_version}"]
     python = VENVS / venv / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
@@ -155,7 +162,7 @@ class Usage(NamedTuple):
     rss_bytes: int
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int  # 0 where nobody listens yet
     body: bytes
 
@@ -171,13 +178,17 @@ class Running:
         self._process = process
         self._root = psutil.Process(process.pid)
         self._seen: dict[int, psutil.Process] = {process.pid: self._root}
-        self._cpu_s: dict[int, float] = {}  # by process, so that one that has ended still counts
+        self._cpu_s: dict[int, float] = {}  # by process, so that those that have ended still count
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}{self.server.path}"
+
+    @property
+    def peak_rss_mib(self) -> float:
+        return self.peak_rss_bytes / 2**20
 
     def usage(self) -> Usage:
         """Pages that processes share count once for each of them."""
@@ -211,15 +222,15 @@ class Running:
             time.sleep(0.02)
         raise RuntimeError(f"{self.server.title} answered nothing in {START_LIMIT_S} s; see its log")
 
-    def ask(self, body: Body) -> Answer:
+    def ask(self, body: Body) -> Response:
         """Once, on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_LIMIT_S)
         try:
             connection.request("POST", self.server.path, body.data, {"Content-Type": body.content_type})
             response = connection.getresponse()
-            return Answer(response.status, response.read())
+            return Response(response.status, response.read())
         except (OSError, http.client.HTTPException):
-            return Answer(0, b"")
+            return Response(0, b"")
         finally:
             connection.close()
 
@@ -227,10 +238,10 @@ class Running:
         self._ended.set()
         if self._watcher.is_alive():
             self._watcher.join()
-        self.usage()  # meets processes that are about to lose their parent
+        self.usage()  # notes processes that are about to lose their parent: afterwards they couldn't be found
         self._process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(list(self._seen.values()), timeout=STOP_LIMIT_S)
-        for process in alive:  # ours ends by itself; some peers leave workers behind
+        for process in alive:  # some peers leave workers behind
             process.kill()
         psutil.wait_procs(alive, timeout=STOP_LIMIT_S)
         self._process.wait()
@@ -265,8 +276,8 @@ def run_server(server: Server, tile: Tile, log: Path, artifact: Path = ARTIFACT,
 
 
 def make_environ(server: Server, artifact: Path, manifest: Manifest, port: int) -> dict[str, str]:
-    foreign = ("OMP_NUM_THREADS", "TISSUE_")  # what the caller's shell has set must not decide
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    of_the_shell = ("OMP_NUM_THREADS", "TISSUE_")  # would change what is measured
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(of_the_shell)}
     return environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
@@ -275,7 +286,7 @@ def make_environ(server: Server, artifact: Path, manifest: Manifest, port: int) 
         "BENCH_TILE_PX": str(manifest.tile_px),
         "BENCH_CLASSES": json.dumps([one.name for one in manifest.classes]),
         "BENCH_PORT": str(port),
-        # nobody reports to its maker
+        # no server reports to its maker while it is measured
         "ORT_DISABLE_TELEMETRY": "1",
         "BENTOML_DO_NOT_TRACK": "True",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import load
-from benchmarks.servers import Body, Server, run_server
+from benchmarks.servers import Server, run_server
 from benchmarks.tiles import Tile
 
 CONNECTIONS = 32
@@ -26,13 +26,12 @@ class Soak:
 
 
 def soak(server: Server, tiles: Sequence[Tile], log: Path, requests: int) -> Soak:
-    counts, memory, errors = [0], [0.0], 0
-    bodies: list[Body] = [server.wrap(tile) for tile in tiles]
+    bodies = [server.wrap(tile) for tile in tiles]
     with run_server(server, tiles[0], log) as running:
-        memory[0] = running.usage().rss_bytes / 2**20
+        counts, rss_mib, errors = [0], [running.usage().rss_bytes / 2**20], 0
         while counts[-1] < requests:
-            found = load.drive(running.address, bodies, CONNECTIONS, SLICE_S)
-            counts.append(counts[-1] + found.requests)
-            memory.append(running.usage().rss_bytes / 2**20)
-            errors += found.errors
-    return Soak(counts, memory, errors, running.peak_rss_bytes / 2**20)
+            measured = load.drive(running.address, bodies, CONNECTIONS, SLICE_S)
+            counts.append(counts[-1] + measured.requests)
+            rss_mib.append(running.usage().rss_bytes / 2**20)
+            errors += measured.errors
+    return Soak(counts, rss_mib, errors, running.peak_rss_mib)

@@ -12,7 +12,7 @@ from training.synthetic import SHIPPED_KINDS, draw_tile
 
 Form = Literal["jpeg", "png"]
 
-COUNT = 24  # more than any server here would take for one
+COUNT = 24  # more than any server here gathers into one batch
 JPEG_QUALITY = 90
 PICTURES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 
@@ -24,7 +24,7 @@ class Tile:
 
 
 def load_tiles(form: Form, folder: Path | None = None, side_px: int = 150) -> list[Tile]:
-    """All as files of one form, whatever form they had."""
+    """All are files of one form, whatever form they had in the folder."""
     images = draw_images(side_px) if folder is None else read_images(folder)
     return [encode(image, form) for image in images]
 
@@ -56,7 +56,7 @@ def encode(image: Image.Image, form: Form) -> Tile:
 
 
 def cut_short(tile: Tile) -> Tile:
-    """As an upload that broke off: its header is right, half of its pixels are missing."""
+    """Like an upload that broke off: its header is right, half of its bytes are missing."""
     return Tile(tile.data[: len(tile.data) // 2], tile.content_type)
 
 

@@ -69,7 +69,7 @@ class Gate(Part):
     min_tissue_share: Share
     min_sharpness: float = Field(ge=0)
     min_confidence: Share
-    # Those below are None where nothing was measured that they could be fitted on, and in older artefacts.
+    # The limits below are None in older artefacts, and where nothing was measured to fit them on.
     min_brightness: float | None = None
     max_brightness: float | None = None
     max_odd_share: float | None = None
@@ -139,7 +139,7 @@ class JudgedMaps(Part):
 class Maps(Part):
     evidence: Literal["exact", "first-order", "mixed"]  # exact: with the bias it adds up to the logit
     default: MapMethod
-    reads: Literal["class", "mean", "both"]  # the tokens that the head reads; the mean of its cells, where it has none
+    reads: Literal["class", "mean", "both"]  # which tokens the head reads; mean where the network has cells instead
     methods: list[MapMethod] = list(MAP_METHODS)  # those that can be asked for
     removal: Removal = "token"  # what `keep` takes away: the patch's token, or its pixels (filled with the mean colour)
     judged: JudgedMaps | None = None  # by `tissue-train judge-maps --write`, which also chooses the default
@@ -202,7 +202,7 @@ class Manifest(Part):
 
     @property
     def attended_share(self) -> float:
-        """Of a logit, how much passes through attention: a second head may read the patches before any layer."""
+        """The share of a logit that passes through attention: a second head may read the patches before any layer."""
         early = self.architecture.sizes.get("early_share", 0.0)
         return 1.0 - early if isinstance(early, int | float) else 1.0
 
@@ -258,7 +258,7 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """A container's user often mustn't read what somebody else has put there."""
+    """Says which file can't be read: a container's user often mustn't read what somebody else has put there."""
     try:
         yield
     except OSError as error:

@@ -11,9 +11,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import Residual, Scaling
-
-PATCH_PX = 15
+from model.layers import PATCH_PX, Residual, Scaling
 
 
 @dataclass(frozen=True)

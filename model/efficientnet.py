@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CELL_PX = 16  # four strides of 2
-# For each stage: blocks, kernel, stride, how much wider inside, channels out. The published net has two more, which
-# would halve the grid again.
+# For each stage: blocks, kernel, stride, how much wider inside, channels out. The published network has two more,
+# which would halve the grid again.
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
 STEM_CHANNELS = 32
 EPS = 1e-3  # as it was trained
@@ -44,7 +44,7 @@ class Enlarge(nn.Module):
 
 
 class HalvingPad(nn.Module):
-    """An even side, halved, can't keep kernels centred on their cells: these lean half a pixel right, or left."""
+    """For a stride of 2: on an even side kernels can't be centred on their cells, so they lean half a pixel aside."""
 
     def __init__(self, kernel: int, leans_left: bool = False) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class EfficientStem(nn.Module):
             for i in range(number):
                 step = stride if i == 0 else 1
                 cell_px *= step
-                # 1/2, 1 and 2 pixels right, as published, and 4 left: token i still is patch i, but for half a pixel
+                # 1/2, 1 and 2 px right, as published, but 4 px left: so token i is patch i, to half a pixel
                 blocks.append(InvertedResidual(channels, out, kernel, step, widening, leans_left=cell_px == CELL_PX))
                 channels = out
         self.blocks = nn.Sequential(*blocks)

@@ -56,7 +56,11 @@ def find_methods(config: NetworkConfig) -> list[MapMethod]:
 
 
 def find_removal(config: NetworkConfig) -> Removal:
-    """How `keep` takes a patch away: a plain ViT sees it by its token; deeper convolutions look past its rim."""
+    """What of a patch `keep` takes away.
+
+    A plain ViT sees a patch through its token alone. Where convolutions go deeper its neighbours see it too, so there
+    its pixels must go.
+    """
     if isinstance(config, ViTConfig) and config.stem != "efficientnet":
         return "token"
     return "pixels and token" if isinstance(config, ViTConfig | MSHTConfig) else "pixels"
@@ -125,8 +129,8 @@ def cell_evidence(net: nn.Module, out: convnets.Output) -> Tensor:
 def readout_attention(net: TokenNetwork, out: vit.Output | msht.Output) -> Tensor:
     """How the token that the head reads spreads its attention over the patches, in every layer and head.
 
-    The class token's row; where the head reads only the mean of the patches, the mean of their rows. Of MSHT it is the
-    attention that its convolutional stages guide, one layer a stage.
+    That is the class token's row or, where the head reads only the mean of the patches, the mean of their rows. MSHT's
+    layers are its four guided attentions, one for each convolutional stage.
     """
     attention = torch.stack(out.attentions, dim=1)  # (N, L, H, T, T)
     if net.config.pool == "mean":
@@ -154,9 +158,9 @@ def rollout(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> T
 
 
 class LastMixing(NamedTuple):
-    """The last time that patches tell the class token something: from tokens `before` it, what follows, and how."""
+    """The last attention through which patches tell the class token something, and what follows it."""
 
-    before: Tensor  # (N, T, D)
+    before: Tensor  # (N, T, D) the tokens that it mixes
     weights: Tensor  # (N, H, T, T)
     values: Tensor  # (N, H, T, D/H)
     proj: nn.Linear
@@ -192,7 +196,7 @@ def evidence(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> 
 
 
 def early_evidence(net: ViT, patches: Tensor, keep: Tensor) -> Tensor:
-    """Exact, as above: a patch speaks by how far it is from the mean patch of the training."""
+    """Exact, as of any mean: each patch counts by how far it is from the mean patch of the training."""
     norm, shares = net.early_norm, patch_shares(keep)
     assert norm.running_mean is not None and norm.running_var is not None
     normed = (patches - norm.running_mean) / (norm.running_var + norm.eps).sqrt()  # (N, G*G, D)
@@ -210,7 +214,7 @@ def head_evidence(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor
         patches = net.norm(x)[:, 1:] * shares.unsqueeze(-1).to(x.dtype)  # (N, G*G, D)
         total = total + weight[:, -width:] @ patches.transpose(1, 2)
     if net.config.pool != "mean":
-        total = total + class_token_evidence(net.norm, out.tokens[-1], find_last_mixing(net, out), weight[:, :width])
+        total = total + class_token_evidence(net.norm, x, find_last_mixing(net, out), weight[:, :width])
     return total
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PATCH_PX = 15  # of the networks whose grid follows from fixed strides, of 3 and then 5
 Pooling = Literal["class", "mean", "both"]  # which tokens the head reads
 
 
@@ -74,7 +75,10 @@ class DropPath(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions and a way around them (He et al., arXiv 1512.03385); a stride of 5 keeps kernels centred."""
+    """Two convolutions and a way around them (He et al., arXiv 1512.03385). A stride of 5 keeps kernels centred.
+
+    The way around is `bare` where it hands on its input as it is.
+    """
 
     def __init__(self, inside: int, outside: int, stride: int, bare: bool = False) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class Residual(nn.Module):
         self.norm1 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outside)
-        # made even where it is bare, so that a seed goes on giving the weights it gave
+        # Made even where it isn't used: it draws random numbers, and a seed must go on giving the weights that it gave.
         around = nn.Sequential(nn.AvgPool2d(stride), nn.Conv2d(inside, outside, kernel_size=1))
         self.shortcut = nn.Identity() if bare else around
 
@@ -93,7 +97,7 @@ class Residual(nn.Module):
 
 
 def initialise(net: nn.Module, heads: Iterable[nn.Linear]) -> None:
-    """A network's own parameters are tables: its class token and its positions."""
+    """The parameters of a network itself, not of its layers, are tables: its class token and its positions."""
     for table in net.parameters(recurse=False):
         nn.init.trunc_normal_(table, std=0.02)
     for module in net.modules():
@@ -109,9 +113,12 @@ def select(patches: Tensor, visible: Tensor) -> Tensor:
 
 
 def removal_bias(keep: Tensor) -> Tensor:
-    """Added to the scores before the softmax, so that nobody attends to a removed patch: the class token never is."""
+    """Is added to the scores before the softmax, so that no token attends to a removed patch.
+
+    The class token is never removed.
+    """
     keep_all = torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)  # (N, T)
-    return torch.where(keep_all, 0.0, -1e4)[:, None, None, :]  # (N, 1, 1, T); -1e4 is fp16's idea of never
+    return torch.where(keep_all, 0.0, -1e4)[:, None, None, :]  # (N, 1, 1, T); fp16 holds -1e4, and its exponential is 0
 
 
 def pool(tokens: Tensor, keep: Tensor | None, pooling: Pooling) -> Tensor:
@@ -129,6 +136,6 @@ def mean_of_patches(patches: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def patch_shares(keep: Tensor) -> Tensor:
-    """What each patch counts in the mean: 1/kept, and nothing where it was removed."""
+    """The weight of each patch in the mean: 1/kept, or 0 where the patch was removed."""
     kept = keep.float()
     return kept / kept.sum(dim=1, keepdim=True).clamp(min=1)  # (N, G*G)

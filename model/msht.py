@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import (
+    PATCH_PX,
     DropPath,
     Mlp,
     Pooling,
@@ -29,7 +30,6 @@ from model.layers import (
 
 STAGE_STRIDES = (1, 1, 5, 1)  # after the stem's 3: 50, 50, 10 and 10 cells a side on a tile of 150 px
 POOLINGS = (5, 5, 1, 1)  # from a stage's cells to the grid of the tokens
-PATCH_PX = 15
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Output(NamedTuple):
     features: Tensor  # (N, D) or (N, 2D)
     tokens: tuple[Tensor, ...]  # five of (N, T, D): as embedded, then after each block
     attentions: tuple[Tensor, ...]  # the guided ones, four of (N, H, T, T), empty unless asked for
-    self_attentions: tuple[Tensor, ...]  # the blocks' others, likewise
+    self_attentions: tuple[Tensor, ...]  # those of the tokens among themselves, likewise
     before_guidance: Tensor  # (N, T, D), what the last guided attention mixes
 
 
@@ -94,14 +94,14 @@ class Encoder(nn.Module):
 
 
 def emphasise(x: Tensor) -> Tensor:
-    """Attention without parameters (SimAM, Yang et al., ICML 2021): the farther from its channel's mean, the more."""
+    """Attention without parameters (SimAM, Yang et al., ICML 2021): a value far from its channel's mean counts more."""
     squared = (x - x.mean(dim=(2, 3), keepdim=True)).square()  # (N, C, h, w)
     variance = squared.sum(dim=(2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
     return x * torch.sigmoid(squared / (4 * (variance + 1e-4)) + 0.5)
 
 
 class Focus(nn.Module):
-    """Two looks at one stage, on the grid of the tokens: the gaze keeps what stands out, the glance the general."""
+    """Two looks at one stage, on the grid of the tokens: the gaze keeps what stands out, the glance the average."""
 
     def __init__(self, channels: int, pooling: int, width: int) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class MSHT(nn.Module):
         return Output(self.head(features), features, tuple(tokens), *attentions, before)
 
     def place(self, patches: Tensor, visible: Tensor | None) -> Tensor:
-        """The class token before them, and everything at its position: one table for tokens, gaze and glance."""
+        """Adds the class token and the positions, which are of one table for tokens, gaze and glance."""
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (N, 1, D)
         x = torch.cat([cls, patches], dim=1) + self.pos_embed  # (N, T, D)
         if visible is None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-COARSE_GROUPS = 25  # that are taken away in turn where nobody asks for finer ones: 2 x 2 patches of ten by ten
+COARSE_GROUPS = 25  # where nobody asks for finer ones; on a grid of 10 x 10 each has 2 x 2 patches
 
 
 def cut_groups(grid: int, count: int) -> NDArray[np.int64]:
@@ -20,7 +20,7 @@ def cut_groups(grid: int, count: int) -> NDArray[np.int64]:
 
 
 def mask_groups(groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """One row a group that keeps all patches but its own: (M, G*G)."""
+    """For each group a row that keeps all patches but those of the group: (M, G*G)."""
     keeps: NDArray[np.bool_] = groups.reshape(1, -1) != np.arange(groups.max() + 1)[:, None]
     return keeps
 

@@ -16,9 +16,9 @@ Palette = NDArray[np.bool_]  # (4096,) whether a colour, cut likewise, is one th
 # and clear glass stays below 0.1. Density is -log10 of the transmission, so the limit is one on the darkest channel.
 _LEAST_DARKEST_DENSITY = 0.15
 _STAINED_UP_TO = np.uint8(256 * 10**-_LEAST_DARKEST_DENSITY - 1)
-_STEP = 2  # every second pixel each way tells the share to well below a per cent
+_STEP = 2  # every second pixel each way gives the shares to well below a per cent
 
-_BITS = 4  # of a channel: finer, and some hundred tiles leave holes in a palette; coarser, and everything is pink
+_BITS = 4  # of a channel: with more, some hundred tiles leave holes in a palette; with fewer, everything is pink
 PALETTE_SIZE = 2 ** (3 * _BITS)
 
 
@@ -27,7 +27,7 @@ class Quality:
     tissue_share: float  # of pixels that are stained, 0 to 1
     sharpness: float
     brightness: float  # mean level of the stained pixels, 0 to 255; 255 where there are none
-    odd_share: float  # of the stained pixels, that absorb red or blue more than green: H&E hardly does
+    odd_share: float  # of the stained pixels, those that absorb red or blue more than green, as H&E hardly does
     blue_absorption: float  # of the stained pixels, as a multiple of their absorption of green
     foreign_share: float | None  # of pixels whose colour is not in the palette; None without a palette
 
@@ -39,7 +39,7 @@ def measure_quality(tile: Pixels, palette: Palette | None = None) -> Quality:
     n_stained = int(np.count_nonzero(stained))
     n_odd = int(np.count_nonzero(stained & (least < seen[..., 1])))
     colours = count_colours(seen)
-    counted, light, green, blue = map(float, _SUMS @ colours)
+    counted, light, green, blue = map(float, _COLOUR_WEIGHTS @ colours)
     return Quality(
         tissue_share=n_stained / stained.size,
         sharpness=sharpness(tile),
@@ -59,16 +59,16 @@ def count_colours(pixels: NDArray[np.uint8]) -> Colours:
     return np.bincount(place.ravel(), minlength=PALETTE_SIZE).astype(np.float32)
 
 
-def list_sums() -> NDArray[np.float32]:
-    """For each colour of a palette what it adds: a stained pixel, its level, its absorption of green and of blue."""
-    level = (np.arange(2**_BITS) + 0.5) * 2 ** (8 - _BITS)  # the middle of those that are cut to the same four bits
+def weigh_colours() -> NDArray[np.float32]:
+    """What a pixel of each colour adds to four sums: stained pixels, their level, absorption of green and of blue."""
+    level = (np.arange(2**_BITS) + 0.5) * 2 ** (8 - _BITS)  # the middle of the levels that share these four bits
     red, green, blue = np.meshgrid(level, level, level, indexing="ij")
     stained = np.minimum(np.minimum(red, green), blue) <= _STAINED_UP_TO
     each = [np.ones(stained.shape), (red + 2 * green + blue) / 4, -np.log10(green / 256), -np.log10(blue / 256)]
     return np.stack([(stained * values).ravel() for values in each]).astype(np.float32)  # (4, 4096)
 
 
-_SUMS = list_sums()
+_COLOUR_WEIGHTS = weigh_colours()
 
 
 def sharpness(tile: Pixels) -> float:
@@ -80,7 +80,7 @@ def sharpness(tile: Pixels) -> float:
     grey = np.add(tile[..., 0], tile[..., 2], dtype=np.int16)
     grey += tile[..., 1].astype(np.int16) << 1
     grey >>= 2
-    flat = grey.ravel()  # contiguous sums are the quick ones; what wraps around the edge is cut off below
+    flat = grey.ravel()  # sums are quickest where memory is contiguous; what wraps around the edge is cut off below
     laplacian = flat[: -2 * side] + flat[2 * side :]
     laplacian -= flat[side:-side] << 2
     laplacian[1:] += flat[side : -side - 1]

@@ -23,7 +23,7 @@ class Cloud:
     """Where the features of the training's tiles lie."""
 
     centre: Floats  # (D,) their mean
-    whitening: Floats  # (D, D) takes their shrunk covariance to one, and their mean squared distance
+    whitening: Floats  # (D, D) makes their shrunk covariance the identity and, scaled, their mean squared distance 1
 
     def distance(self, features: Floats) -> Floats:
         """Of features (N, D) from the centre: Mahalanobis, in multiples of what is usual for a training tile (N,)."""
@@ -51,7 +51,7 @@ def write_reference(reference: Reference, path: Path) -> None:
 
 def read_reference(path: Path, feature_width: int) -> Reference:
     try:
-        with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
+        with path.open("rb") as file, np.load(file) as kept:  # given a path, it leaves a damaged file open
             palette, centre, whitening = (kept[name] for name in ("palette", "centre", "whitening"))
         if not all(np.isfinite(array).all() for array in (palette, centre, whitening)):
             raise ValueError("not all in it are numbers")
@@ -69,7 +69,7 @@ def judge(quality: Quality, distance: float | None, confidence: float, gate: Gat
     """What doesn't look like stained tissue gets no label to rely on; a doubtful tile may still be labelled rightly.
 
     Distance only makes doubtful: tissue of other laboratories is often far from the training's.
-    Every limit is written so that a number that is none (NaN) breaks it.
+    Every limit is written so that NaN breaks it.
     """
     foreign = list(find_foreign(quality, gate))
     doubtful = list(find_doubtful(quality, distance, confidence, gate))
@@ -135,5 +135,5 @@ def find_doubtful(quality: Quality, distance: float | None, confidence: float, g
 
 
 def is_above(value: float | None, limit: float | None) -> bool:
-    """What is not measured, or has no limit, is not above it; what is no number is."""
+    """A value that wasn't measured, or has no limit, isn't above it; NaN is."""
     return value is not None and limit is not None and not value <= limit

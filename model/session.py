@@ -25,6 +25,7 @@ Tiles = NDArray[np.uint8]
 
 # On a GPU a batch is padded to one of these, so that memory and the search for kernels stay bounded.
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
 
 _state = ort.capi.onnxruntime_pybind11_state
 UNREADABLE = (_state.InvalidGraph, _state.InvalidProtobuf, _state.InvalidArgument, _state.NotImplemented, _state.Fail)
@@ -53,7 +54,7 @@ class Explanations(Predictions):
 
 
 class Sessions(NamedTuple):
-    """One graph, open for a caller that comes alone and for many side by side; on a GPU that is the same."""
+    """One graph, open for a caller that comes alone and for many side by side; on a GPU one session serves both."""
 
     alone: ort.InferenceSession
     crowd: ort.InferenceSession
@@ -74,17 +75,17 @@ class Classifier:
     precision: Precision  # of the predict graph
     explain_precision: Precision
     reference: Reference | None  # None where the artefact has none
-    _predict: Sessions
-    _explain: ort.InferenceSession
+    predict_sessions: Sessions
+    explain_session: ort.InferenceSession
 
     def predict(self, tiles: Tiles, *, alone: bool = True) -> Predictions:
-        session = self._predict.alone if alone else self._predict.crowd
+        session = self.predict_sessions.alone if alone else self.predict_sessions.crowd
         return Predictions(**self._run(session, {"tiles": tiles}))
 
     def explain(self, tiles: Tiles, keep: NDArray[np.bool_] | None = None) -> Explanations:
         if keep is None:
             keep = np.ones((len(tiles), self.manifest.grid**2), bool)
-        answer = self._run(self._explain, {"tiles": tiles, "keep": keep})
+        answer = self._run(self.explain_session, {"tiles": tiles, "keep": keep})
         return Explanations(**(empty_maps(len(tiles), self.manifest) | answer))
 
     def _run(self, session: ort.InferenceSession, inputs: dict[str, NDArray[Any]]) -> dict[str, Floats]:
@@ -93,7 +94,7 @@ class Classifier:
 
 
 def empty_maps(n: int, manifest: Manifest) -> dict[str, Floats]:
-    """What stands for the maps that a network has not."""
+    """These stand for the maps that a network doesn't have."""
     methods, g = manifest.maps.methods, manifest.grid
     empty: dict[str, Floats] = {}
     if "attention" not in methods:
@@ -109,11 +110,17 @@ def open_classifier(
     precision: Literal["auto", Precision] = "auto",
     intra_threads: int | None = None,
 ) -> Classifier:
-    if device == "auto" and has_nvidia_driver():
+    if device != "auto":
+        return open_on(device, path, precision, intra_threads)
+    if has_nvidia_driver():
         try:
-            return open_classifier(path, "cuda", precision, intra_threads)
+            return open_on("cuda", path, precision, intra_threads)
         except DeviceUnavailable as error:
             log.warning("%s. Until then the CPU answers", error)
+    return open_on("cpu", path, precision, intra_threads)
+
+
+def open_on(device: Device, path: Path, precision: Literal["auto", Precision], intra_threads: int | None) -> Classifier:
     manifest = read_manifest(path)
     verify_files(manifest, path)
     if precision == "auto":
@@ -121,8 +128,6 @@ def open_classifier(
     if precision not in manifest.precisions():
         raise CorruptArtifact(f"{path} has no {precision} graphs, only {manifest.precisions()}")
 
-    chosen: Device = "cuda" if device == "cuda" else "cpu"
-    threads = intra_threads or available_cores()
     predict = path / manifest.file("predict", precision).path
     # int8 is for speed; a map is asked for to be looked at, and there is no int8 of it
     explain_precision: Precision = "fp16" if precision == "fp16" else "fp32"
@@ -130,51 +135,57 @@ def open_classifier(
     classifier = Classifier(
         manifest=manifest,
         digest=digest(path / MANIFEST),
-        device=chosen,
+        device=device,
         precision=precision,
         explain_precision=explain_precision,
         reference=read_reference(path / manifest.file("reference").path, manifest.feature_width)
         if manifest.has("reference")
         else None,
-        _predict=open_sessions(predict, chosen, threads),
-        _explain=open_session(explain, chosen, 1),
+        predict_sessions=open_predict_sessions(predict, device, intra_threads or available_cores()),
+        explain_session=open_listed(explain, device, 1),
     )
     check_shapes(classifier)
     check_golden(classifier, load_golden(path, manifest))
     return classifier
 
 
-def open_sessions(path: Path, device: Device, threads: int) -> Sessions:
-    alone = open_session(path, device, threads)
-    crowd = alone if device == "cuda" or threads == 1 else open_session(path, device, 1)
+def open_predict_sessions(path: Path, device: Device, threads: int) -> Sessions:
+    alone = open_listed(path, device, threads)
+    crowd = alone if device == "cuda" or threads == 1 else open_listed(path, device, 1)
     return Sessions(alone, crowd)
 
 
-def open_session(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+def open_listed(path: Path, device: Device, threads: int) -> ort.InferenceSession:
+    """A graph that the manifest lists: what can't be run is the artefact's fault."""
+    try:
+        return open_session(path, threads) if device == "cpu" else open_cuda_session(path, threads, CUDA_OPTIONS)
+    except UNREADABLE as error:
+        raise CorruptArtifact(f"{path} is not a graph that onnxruntime {ort.__version__} can run: {error}") from error
+
+
+def open_session(graph: Path | bytes, threads: int) -> ort.InferenceSession:
+    """On the CPU, with the options that serving has. 0 threads are as many as the machine has cores."""
+    return ort.InferenceSession(graph, make_options(threads), providers=["CPUExecutionProvider"])
+
+
+def make_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     # Within a call its threads wait for each other awake, which is a sixth faster; after it they sleep.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        if device == "cpu":
-            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return open_cuda_session(path, options)
-    except UNREADABLE as error:
-        raise CorruptArtifact(f"{path} is not a graph that onnxruntime {ort.__version__} can run: {error}") from error
+    return options
 
 
-def open_cuda_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    cuda = (
-        "CUDAExecutionProvider",
-        {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
-    )
+def open_cuda_session(path: Path, threads: int, cuda: dict[str, str]) -> ort.InferenceSession:
+    """`cuda` are options of ONNX Runtime's CUDA provider."""
+    providers = [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
     try:
-        with redirect_stdout(sys.stderr):  # it tells what it doesn't find on stdout, where answers may be going
+        with redirect_stdout(sys.stderr):  # it reports missing libraries on stdout, where answers may be going
             ort.preload_dlls()  # the CUDA libraries that pip installed, where there are any
-        session = ort.InferenceSession(path, options, providers=[cuda, "CPUExecutionProvider"])
-    except Exception as error:  # too old, or full; the graph itself was found to be what the manifest lists
+        session = ort.InferenceSession(path, make_options(threads), providers=providers)
+    except Exception as error:  # the GPU is too old, or full; an artefact's graphs were verified before
         raise DeviceUnavailable(f"the GPU could not take {path}: {error}. {WITHOUT_GPU}") from error
     session.disable_fallback()
     if session.get_providers()[0] != "CUDAExecutionProvider":  # never silently on the CPU
@@ -237,7 +248,7 @@ def load_golden(path: Path, manifest: Manifest) -> Tiles:
 
 
 def check_golden(classifier: Classifier, tile: Tiles) -> None:
-    """The one tile whose answer is known must be answered so here, on this device, in this precision."""
+    """The golden tile's answer is known: both graphs must give it on this device and in this precision."""
     golden = classifier.manifest.golden
     expected = np.array(golden.probabilities)
     for graph, precision, answer in (

@@ -40,7 +40,7 @@ class ViTConfig:
     # One strided convolution, three small ones, or the first stages of an EfficientNet: the paper's hybrid.
     stem: Literal["patch", "conv", "efficientnet"] = "patch"
     pool: Pooling = "class"  # which tokens the head reads
-    early_share: float = 0.0  # in the logits, of a second head: it reads the patches as the stem gives them; 0: none
+    early_share: float = 0.0  # of a second head in the logits, which reads the patches as the stem gives them; 0: none
     drop_path: float = 0.1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -68,7 +68,7 @@ class ViTConfig:
 
 class Output(NamedTuple):
     logits: Tensor  # (N, K)
-    features: Tensor  # (N, D) for each that the heads read: the class token, the mean of the patches, the early mean
+    features: Tensor  # (N, D) each of what the heads read: the class token, the mean of the patches, the early mean
     tokens: tuple[Tensor, ...]  # L + 1 of (N, T, D): as embedded, then after each block
     attentions: tuple[Tensor, ...]  # L of (N, H, T, T), empty unless asked for
     opinions: tuple[Tensor, ...]  # logits (N, K) of each head; `logits` is their weighted mean
@@ -193,7 +193,7 @@ class ViT(nn.Module):
         images: Tensor,  # (N, 3, S, S) in [0, 1]
         *,
         visible: Tensor | None = None,  # (N, M) indices of the patches to look at: fewer tokens, faster training
-        keep: Tensor | None = None,  # (N, G*G) false removes a patch: the same, in a graph whose sizes are fixed
+        keep: Tensor | None = None,  # (N, G*G) false removes a patch: also in a graph, whose sizes are fixed
         need_weights: bool = False,
     ) -> Output:
         patches, x = self.embed(images)  # (N, G*G, D), (N, T, D)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from model.graph import PredictGraph, Prediction
 from model.network import Network, build
-from model.runtime import ort
+from model.session import open_session
 from training import figures
 from training.bench import pass_seconds
 from training.config import Compare, Fit
 from training.contest import Entrant, Ledger, Tell, choose_finalists, enter, groupings_of, run_folds
 from training.data import group_by_slide
-from training.export import cpu_options, trace
+from training.export import trace
 from training.findings import fold_floors
 from training.fit import Grouping, OutOfFold, read_tiles
 from training.metrics import Estimate, mean_of, paired_difference
@@ -153,7 +153,7 @@ def served_speed(net: Network, tile_px: int) -> float:
     """Tiles a second through the graph that is served, in fp32, one tile a call."""
     tiles = torch.zeros(2, tile_px, tile_px, 3, dtype=torch.uint8)
     graph = trace(PredictGraph(net.cpu().eval(), 1.0), {"tiles": tiles}, Prediction._fields)
-    session = ort.InferenceSession(graph.SerializeToString(), cpu_options(1), providers=["CPUExecutionProvider"])
+    session = open_session(graph.SerializeToString(), threads=1)
     tile, seconds = tiles[:1].numpy(), []
     for _ in range(SERVED_TILES):
         started = time.perf_counter()

@@ -41,7 +41,7 @@ from model.graph import ExplainGraph, PredictGraph, Prediction, find_methods, fi
 from model.network import Network, TokenConfig
 from model.runtime import ort
 from model.scope import write_reference
-from model.session import open_classifier
+from model.session import open_classifier, open_session
 from training.config import Card
 from training.evaluate import predict_singly
 from training.findings import Findings
@@ -277,7 +277,7 @@ def check_parity(net: Network, temperature: float, tiles: Tiles, folder: Path) -
     Torch computes in float64 here, so that only the graphs' own rounding counts.
     """
     reference = ExplainGraph(copy.deepcopy(net).double(), temperature)
-    sessions = {role: ort.InferenceSession(folder / f"{role}.onnx", cpu_options()) for role in ("predict", "explain")}
+    sessions = {role: open_session(folder / f"{role}.onnx", threads=0) for role in ("predict", "explain")}
     start = 0
     for size in itertools.cycle(PARITY_BATCHES):
         if start >= len(tiles):
@@ -313,14 +313,6 @@ def compare_outputs(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, o
             raise ParityFailed(f"{graph}.onnx names other classes than torch; nothing was written")
 
 
-def cpu_options(threads: int = 0) -> ort.SessionOptions:
-    """0: as many as there are cores."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return options
-
-
 def measure_variant(folder: Path, precision: Precision, tiles: Tiles) -> Variant:
     exact, variant = predict_singly(folder, tiles, "fp32"), predict_singly(folder, tiles, precision)
     return Variant(
@@ -340,7 +332,7 @@ def write_golden(tile_px: int, folder: Path) -> list[File]:
 
 def golden_probabilities(folder: Path, tile_px: int) -> list[float]:
     tile = draw_tile(0, seed=0, tile_px=tile_px)[None]
-    session = ort.InferenceSession(folder / "predict.onnx", cpu_options(), providers=["CPUExecutionProvider"])
+    session = open_session(folder / "predict.onnx", threads=0)
     return [float(p) for p in session.run(["probabilities"], {"tiles": tile})[0][0]]
 
 

@@ -24,11 +24,9 @@ from rich.progress import track
 
 from model.artifact import MAP_METHODS, JudgedMaps, Manifest, MapMethod, MapScore, read_manifest, write_manifest
 from model.occlusion import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
-from model.runtime import ort
-from model.session import Classifier, Explanations
+from model.session import Classifier, Explanations, open_session
 from training.augment import STAINS, density_of
 from training.data import rows_of
-from training.export import cpu_options
 from training.metrics import Groups, mean_of
 from training.trial import Trial, choose_evenly
 
@@ -244,8 +242,7 @@ def shuffle_weights(classifier: Classifier, artifact: Path, seed: int = 0) -> Cl
     """Its maps are of the same graph, the values of every weight in random order: nothing learnt is left in them."""
     proto = onnx.load(artifact / classifier.manifest.file("explain", "fp32").path)
     shuffle_learnt(proto.graph, np.random.default_rng(seed))
-    session = ort.InferenceSession(proto.SerializeToString(), cpu_options(1), providers=["CPUExecutionProvider"])
-    return replace(classifier, _explain=session)
+    return replace(classifier, explain_session=open_session(proto.SerializeToString(), threads=1))
 
 
 def shuffle_learnt(graph: onnx.GraphProto, rng: Generator) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
-from model.runtime import ort
+from model.session import open_session
 
 LOGIT_TOLERANCE = 1e-3  # of the replay against ONNX Runtime, on pixels: a gradient needs no more
 Operator = Callable[..., Any]
@@ -49,7 +49,7 @@ class Replay:
 
     @torch.no_grad()
     def check(self, graph: Path) -> None:
-        session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+        session = open_session(graph, threads=0)
         side = session.get_inputs()[0].shape[1]
         tiles = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
         expected = session.run(["logits"], {"tiles": tiles})[0]

@@ -13,16 +13,16 @@ class Pretended(Comparison):
     def describe_setup(self):
         return [{"kind": "setup", **self.describe_conditions()}]
 
-    def measure_ceiling(self, precision, number):
+    def measure_ceiling(self, precision):
         return [{"kind": "ceiling", "precision": precision}]
 
-    def visit(self, server, number):
+    def visit(self, server):
         return [{"kind": "visit", "server": server.name}, {"kind": "load", "server": server.name, "other_cores": 0.01}]
 
     def overwhelm(self, server):
         return [{"kind": "flood", "server": server.name}]
 
-    def grow(self, measure, server):
+    def grow(self, measure):
         return [{"kind": "growth"}]
 
 

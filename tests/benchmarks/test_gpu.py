@@ -12,8 +12,7 @@ from benchmarks import gpu
 from benchmarks.gpu import Graph, flops_per_image, fuse_attention, make_graphs, tabulate_engine, time_call
 from benchmarks.servers import ARTIFACT
 from model.artifact import read_manifest
-from model.runtime import ort
-from model.session import has_nvidia_driver
+from model.session import has_nvidia_driver, open_session
 
 TILES = np.random.default_rng(0).integers(0, 256, (2, 150, 150, 3), np.uint8)
 
@@ -50,10 +49,7 @@ def test_attention_that_is_not_there_is_not_fused():
 
 
 def answer(path: Path) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    found: np.ndarray = session.run(["probabilities"], {"tiles": TILES})[0]
+    found: np.ndarray = open_session(path, threads=1).run(["probabilities"], {"tiles": TILES})[0]
     return found
 
 

@@ -14,6 +14,7 @@ from benchmarks.overload import mix
 from benchmarks.servers import (
     PEERS,
     SERVERS,
+    TISSUE,
     Server,
     as_base64_json,
     as_form,
@@ -27,7 +28,6 @@ from benchmarks.tiles import Tile, cut_short, load_tiles
 from model.artifact import read_manifest
 
 TILE = Tile(b"\xff\xd8 pixels", "image/jpeg")
-OURS = SERVERS[0]
 
 
 def test_a_form_carries_the_very_bytes():
@@ -52,7 +52,7 @@ def test_every_peer_says_what_it_installs_and_its_code_compiles():
 
 
 def test_versions_are_those_of_the_servers_own_environment():
-    assert list(list_versions(OURS, ["numpy", "no-such-package"])) == ["numpy"]
+    assert list(list_versions(TISSUE, ["numpy", "no-such-package"])) == ["numpy"]
 
 
 def test_an_environment_is_there_once_all_is_installed_and_no_sooner(tmp_path, monkeypatch):
@@ -87,11 +87,11 @@ def test_a_server_that_ends_at_once_is_told(tmp_path):
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
 def test_our_own_server_is_started_measured_and_stopped(tiny_artifact, tmp_path):
     tiles = load_tiles("jpeg", side_px=150)
-    bodies = [OURS.wrap(tile) for tile in tiles]
-    with run_server(OURS, tiles[0], tmp_path / "log", tiny_artifact) as running:
+    bodies = [TISSUE.wrap(tile) for tile in tiles]
+    with run_server(TISSUE, tiles[0], tmp_path / "log", tiny_artifact) as running:
         before = running.usage()
         found = load.drive(running.address, bodies, 8, 1)
-        mixture = mix(running.port, "/predict", bodies, OURS.wrap(cut_short(tiles[0])), 8, 0.3)
+        mixture = mix(running.port, "/predict", bodies, TISSUE.wrap(cut_short(tiles[0])), 8, 0.3)
         used = running.usage().cpu_s - before.cpu_s
         process = running._process
     assert found.requests > 10 and found.errors == 0
@@ -105,6 +105,6 @@ def test_our_own_server_is_started_measured_and_stopped(tiny_artifact, tmp_path)
 def test_the_shells_settings_do_not_reach_a_server(monkeypatch, tiny_artifact):
     monkeypatch.setenv("TISSUE_MAX_QUEUE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    environ = make_environ(OURS, tiny_artifact, read_manifest(tiny_artifact), 1)
+    environ = make_environ(TISSUE, tiny_artifact, read_manifest(tiny_artifact), 1)
     assert "TISSUE_MAX_QUEUE" not in environ and "OMP_NUM_THREADS" not in environ
     assert Path(environ["BENCH_MODEL"]).exists()

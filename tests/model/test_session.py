@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.artifact import MANIFEST, CorruptArtifact, digest
 from model.runtime import ort
-from model.session import DeviceUnavailable, check_golden, has_nvidia_driver, load_golden, open_classifier
+from model.session import DeviceUnavailable, check_golden, has_nvidia_driver, load_golden, open_classifier, open_session
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_gpu_that_fails_leaves_the_choice_to_the_cpu_and_is_not_taken_for_dama
     """The first fails as its session opens, the second when it is asked."""
     monkeypatch.setattr("model.session.has_nvidia_driver", lambda: True)
     if full == "run_bound":
-        monkeypatch.setattr("model.session.open_cuda_session", lambda path, options: ort.InferenceSession(path))
+        monkeypatch.setattr("model.session.open_cuda_session", lambda path, threads, cuda: open_session(path, threads))
     monkeypatch.setattr(f"model.session.{full}", fail_as_a_full_gpu)
     assert open_classifier(tiny_artifact).device == "cpu"
     assert "out of memory" in caplog.text and "TISSUE_DEVICE=cpu" in caplog.text
