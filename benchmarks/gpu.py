@@ -197,10 +197,10 @@ def measure_matmul() -> float | None:
 # -- the service ---------------------------------------------------------------------------------------------------
 
 
-def measure_service(precision: Precision, workers: int, seconds: float) -> load.Load:
+def measure_service(artifact: Path, precision: Precision, workers: int, seconds: float) -> load.Load:
     tiles = load_tiles("jpeg")
     settings = {"TISSUE_DEVICE": "cuda", "TISSUE_PRECISION": precision, "TISSUE_WORKERS": str(workers)}
-    with run_server(TISSUE, tiles[0], LOGS / "gpu.log", ARTIFACT, **settings) as running:
+    with run_server(TISSUE, tiles[0], LOGS / "gpu.log", artifact, **settings) as running:
         bodies = [TISSUE.wrap(tile) for tile in tiles]
         load.drive(running.address, bodies, SERVICE_CONNECTIONS, 3)
         return load.drive(running.address, bodies, SERVICE_CONNECTIONS, seconds)
@@ -244,7 +244,7 @@ def check_gpu() -> None:
 
 def main(
     seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 2,
-    artifact: Annotated[Path, typer.Option(help="Whose graphs to run.")] = ARTIFACT,
+    artifact: Annotated[Path, typer.Option(help="Directory with the artefact to measure.")] = ARTIFACT,
 ) -> None:
     """Measure this machine's GPU with the engine alone and with the service."""
     with clear_refusal():
@@ -266,7 +266,7 @@ def main(
             out.print("service not measured: wrk is not installed")
             return
         loads = {
-            (precision, workers): measure_service(precision, workers, 5 * seconds)
+            (precision, workers): measure_service(artifact, precision, workers, 5 * seconds)
             for precision in manifest.precisions()
             if precision != "int8"
             for workers in WORKERS
