@@ -5,11 +5,10 @@ bytes --take_sample--> Sample --batcher--> Predictions | Explanations --answers-
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from app import maps, schemas
 from app.answers import describe_model, describe_prediction, find_thresholds
 from app.batcher import Batcher, CallFailed, Reservation
+from app.calls import Errand, Graph, Item, Question, Work
 from app.decoders import Decoders
 from app.maps import Drawable, UnsuitableOptions
 from app.metrics import Metrics
@@ -26,20 +26,15 @@ from app.settings import Settings
 from app.trace import Trace
 from app.views import VIEWS, look_from, merge_views
 from model.occlusion import cut_groups, mask_groups
-from model.pixels import ImageRefused, ImageTooLarge, check_mpp
+from model.pixels import ImageTooLarge, check_mpp
 from model.session import Classifier, Explanations, Predictions
 
-Graph = Literal["predict", "explain"]
-Work = Literal[Graph, "errand"]
 T = TypeVar("T")
 
-# More pixels may take longer to read than the model to answer. One with fewer and of SMALL_BYTES at most is read by
-# the thread that then calls the model: handing it over would cost more than reading it, which takes less than a model
-# call, or two of a hostile one. So small a file with more pixels has waited in vain, and waits again.
+# A picture of at most SMALL_BYTES and SMALL_MEGAPIXELS is read by the thread that then calls the model: handing it over
+# costs more than reading it, which takes less than a model call, or two of a hostile one. One whose header shows more
+# pixels queues again, for the decoders.
 SMALL_MEGAPIXELS = 0.3
-# So many such pictures a thread takes on at once where a crowd waits: what it does beside the model's calls then finds
-# its code and data in the caches, where a call leaves nothing else behind.
-ERRANDS = 8
 
 PROBE_EVERY_S = 10  # a model call as recent as this shows that the device works
 PROBE_WITHIN_S = 5
@@ -47,120 +42,6 @@ PROBE_WITHIN_S = 5
 
 class NotReady(RuntimeError):
     retry_after_s = 5
-
-
-class SenderGone(Exception):
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One tile for the model, and for the explain graph the patches that it may see."""
-
-    pixels: NDArray[np.uint8]  # (S, S, 3)
-    keep: NDArray[np.bool_] | None = None  # (G*G,)
-
-
-@dataclass(slots=True)
-class Errand:
-    """A small picture that the thread which calls the model also reads and answers for."""
-
-    read: Callable[[], Sample]
-    answer: Callable[[Sample, list[Predictions]], Any]
-    trace: Trace  # of its own: the thread must not write into one that others use
-    is_wanted: bool = True  # False once its sender has gone
-
-    def check_wanted(self) -> None:
-        if not self.is_wanted:
-            raise SenderGone
-
-
-Item = Question | Errand
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCall:
-    """What one call of the model took, for whoever keeps count."""
-
-    graph: Graph
-    tiles: int
-    seconds: float
-
-
-Observe = Callable[[ModelCall], None]
-
-
-def answer_questions(classifier: Classifier, observe: Observe) -> Callable[[Work, list[Item], bool], Sequence[Any]]:
-    """The batcher's `run`: one model call, or one for each errand."""
-
-    def run(work: Work, items: list[Item], alone: bool) -> Sequence[Any]:
-        if work == "errand":
-            return run_errands(classifier, observe, [item for item in items if isinstance(item, Errand)], alone)
-        questions = [item for item in items if isinstance(item, Question)]
-        tiles = questions[0].pixels[None] if len(questions) == 1 else np.stack([q.pixels for q in questions])
-        with observing(observe, work, len(tiles)):
-            if work == "predict":
-                return split(classifier.predict(tiles, alone=alone))
-            return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid)))
-
-    return run
-
-
-@contextmanager
-def observing(observe: Observe, graph: Graph, tiles: int) -> Iterator[None]:
-    """A call that fails isn't counted."""
-    started_at = time.monotonic()
-    yield
-    observe(ModelCall(graph, tiles, time.monotonic() - started_at))
-
-
-def run_errands(classifier: Classifier, observe: Observe, errands: list[Errand], alone: bool) -> list[Any]:
-    """The model gets one at a time, so that no answer depends on its neighbours; nor does any fail with them."""
-
-    def read(errand: Errand) -> Sample:
-        errand.check_wanted()
-        with errand.trace.measure("decode"):
-            return errand.read()
-
-    def ask(errand: Errand, sample: Sample) -> Predictions:
-        errand.check_wanted()
-        with errand.trace.measure("infer"), observing(observe, "predict", 1):
-            return classifier.predict(sample.tile.pixels[None], alone=alone)
-
-    def answer(errand: Errand, sample: Sample, predictions: Predictions) -> Any:
-        errand.check_wanted()  # or an answer that nobody had would count among the predictions given
-        return errand.answer(sample, [predictions])
-
-    samples = [attempt(read, errand) for errand in errands]
-    predictions = [attempt(ask, *given) for given in zip(errands, samples, strict=True)]
-    return [attempt(answer, *given) for given in zip(errands, samples, predictions, strict=True)]
-
-
-def attempt(step: Callable[..., T], *given: Any) -> T | Exception:
-    """What the step gives or raises; where an earlier one has raised, that."""
-    for one in given:
-        if isinstance(one, Exception):
-            return one
-    try:
-        return step(*given)
-    except (ImageRefused, SenderGone) as usual:
-        # Where it was raised tells nobody anything, and would keep the pictures of all until the garbage is collected.
-        return usual.with_traceback(None)
-    except Exception as error:  # whatever it is, it belongs to one of several senders
-        return error
-
-
-def gather_keeps(questions: list[Question], grid: int) -> NDArray[np.bool_]:
-    everything = np.ones(grid * grid, bool)
-    return np.stack([everything if question.keep is None else question.keep for question in questions])
-
-
-def split(answers: Predictions) -> list[Predictions]:
-    """One answer a tile, each still with its leading dimension."""
-    count = len(answers.logits)
-    if count == 1:
-        return [answers]
-    return [type(answers)(**{name: value[n : n + 1] for name, value in vars(answers).items()}) for n in range(count)]
 
 
 class Service:
