@@ -50,7 +50,7 @@ def describe_prediction(
         verdict=verdict,
         reasons=[schemas.Reason(code=doubt.code, text=doubt.text) for doubt in doubts],
         warnings=[
-            schemas.Reason(code=note.code, text=note.text) for note in (*sample.picture.warnings, *sample.tile.notes)
+            schemas.Reason(code=note.code, text=note.text) for note in (*sample.picture.notes, *sample.tile.notes)
         ],
         quality=describe_quality(sample, distance),
         tta=compare_views(probabilities, top) if len(probabilities) > 1 else None,
@@ -65,7 +65,7 @@ def describe_input(sample: Sample) -> schemas.Input:
         width=width,
         height=height,
         format=sample.picture.format,
-        mpp=sample.tile.mpp,
+        mpp=sample.tile.picture_mpp,
         mpp_source=sample.tile.mpp_source,
         sha256=sample.sha256,
         box=sample.tile.box,

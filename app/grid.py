@@ -46,7 +46,7 @@ def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) ->
             f"At {mpp:g} um per pixel a tile has {side_px} x {side_px} px; it must have at least {MIN_SIDE_PX}."
             " Send the field at a higher magnification."
         )
-    return Field(picture.rgb, mpp, side_px, picture.warnings)
+    return Field(picture.rgb, mpp, side_px, picture.notes)
 
 
 def cut(field: Field) -> Iterator[tuple[Box, bytes]]:

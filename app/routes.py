@@ -161,8 +161,7 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
         sample, prediction, drawable = await service.explain(upload.data, trace, options)
         if media_type == PNG:
             caption = write_caption(drawable, prediction)
-            tile_mpp = find_tile_mpp(sample, service.manifest.tile_mpp)
-            body = await service.render(lambda: draw(drawable, sample, caption, tile_mpp, options), trace)
+            body = await service.render(lambda: draw(drawable, sample, caption, options), trace)
         elif media_type == NPY:
             body = write_npy(drawable.grid)
         else:
@@ -170,17 +169,7 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
     return Response(body, media_type=media_type, headers={"Vary": "Accept"})
 
 
-def find_tile_mpp(sample: Sample, usual: float) -> float | None:
-    """Of the tile's pixels; a little finer where a field was short of the tile and stretched."""
-    if sample.tile.mpp is None:
-        return None
-    shorter_px = min(sample.picture.rgb.shape[:2])
-    return min(usual, float(shorter_px * sample.tile.mpp / len(sample.tile.pixels)))
-
-
-def draw(
-    drawable: Drawable, sample: Sample, caption: str, tile_mpp: float | None, options: schemas.AttentionOptions
-) -> bytes:
+def draw(drawable: Drawable, sample: Sample, caption: str, options: schemas.AttentionOptions) -> bytes:
     if drawable.grid.ndim == 4:
         return draw_heads(
             sample.tile.pixels,
@@ -189,7 +178,7 @@ def draw(
             colormap=options.colormap,
             alpha=options.alpha,
             upsample=options.upsample,
-            tile_mpp=tile_mpp,
+            tile_mpp=sample.tile.mpp,
         )
     return draw_overlay(
         sample.tile.pixels,
@@ -200,7 +189,7 @@ def draw(
         colormap=options.colormap,
         alpha=options.alpha,
         upsample=options.upsample,
-        tile_mpp=tile_mpp,
+        tile_mpp=sample.tile.mpp,
         quantity=drawable.quantity,
     )
 
