@@ -183,9 +183,7 @@ def _read_field(picture: Path, mpp: float | None, card: Card) -> Field:
     try:
         return read_field(_read(picture), card.tile_px, card.tile_mpp, mpp)
     except ImageRefused as error:
-        kind = find_kind(error)
-        problem = {"code": kind.code, "title": kind.title, "status": kind.status, "detail": str(error)}
-        raise Unanswered(problem) from None
+        raise Unanswered(find_kind(error).problem(str(error)).model_dump(exclude_none=True)) from None
 
 
 def _read(picture: Path) -> bytes:

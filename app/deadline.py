@@ -4,14 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 
 class DeadlineExceeded(TimeoutError):
-    pass
-
-
-class ClientHungUp(ConnectionError):
     pass
 
 
@@ -43,6 +39,6 @@ async def attended(request: Request, deadline_s: float | None) -> AsyncIterator[
         if not has_hung_up:
             raise
         task.uncancel()
-        raise ClientHungUp("the client closed the connection before it was answered") from None
+        raise ClientDisconnect("the client closed the connection before it was answered") from None
     finally:
         watcher.cancel()

@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from app.errors import HTTP_KINDS, KINDS, PROBLEM_TYPE, Kind
 from app.intake import ACCEPTED_TYPES
-from app.middleware import GUARDED
+from app.middleware import is_guarded
 from app.negotiation import JSON, NPY, PNG
 from app.schemas import Problem
 
@@ -91,15 +91,8 @@ def _describe_status(status: int) -> dict[str, Any]:
 
 
 def _give_example(kind: Kind) -> dict[str, Any]:
-    problem = Problem(
-        type=f"urn:tissue:problem:{kind.code}",
-        title=kind.title,
-        status=kind.status,
-        detail="a sentence that says what came, what was expected and what to do",
-        code=kind.code,
-        request_id="5f0c7d9c0f0e4c1d8d6f4f1f2b3a4c5d",
-    )
-    return problem.model_dump(exclude_none=True)
+    detail = "a sentence that says what came, what was expected and what to do"
+    return kind.problem(detail, request_id="5f0c7d9c0f0e4c1d8d6f4f1f2b3a4c5d").model_dump(exclude_none=True)
 
 
 _BODY = (
@@ -168,5 +161,5 @@ def _add_key(document: dict[str, Any]) -> None:
     }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            if method == "post" or path in GUARDED:
+            if is_guarded(method.upper(), path):
                 operation["security"] = [{"Key": []}, {"Bearer": []}]

@@ -25,10 +25,9 @@ log = logging.getLogger(ACCESS)
 
 STATIC = "/static/"
 DOCUMENT = "/openapi.json"
-QUIET = ("/healthz", "/readyz", "/metrics", STATIC)  # asked so often that their log lines would bury the others
-GUARDED = ("/model", "/metrics")  # and every POST
+QUIET = ("/healthz", "/readyz", "/metrics", STATIC)  # asked for so often that their log lines would bury the others
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
-BUFFERED_BYTES = 1 << 16  # of a body that nobody reads uvicorn takes so many off the line
+BUFFERED_BYTES = 1 << 16  # uvicorn reads this much of a body that nobody asks for
 
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -190,7 +189,11 @@ class KeyCheck:
         self.digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_guarded(scope) and not self._admits(Headers(scope=scope)):
+        if (
+            scope["type"] == "http"
+            and is_guarded(scope["method"], scope["path"])
+            and not self._admits(Headers(scope=scope))
+        ):
             error = WrongKey("this route needs a key, as header 'X-API-Key: KEY' or 'Authorization: Bearer KEY'")
             return await self.respond(error, scope)(scope, receive, send)
         return await self.app(scope, receive, send)
@@ -207,8 +210,8 @@ class KeyCheck:
         return any(matches)
 
 
-def _is_guarded(scope: Scope) -> bool:
-    return scope["method"] == "POST" or scope["path"] in GUARDED
+def is_guarded(method: str, path: str) -> bool:
+    return method == "POST" or path in ("/model", "/metrics")
 
 
 def _digest(key: bytes) -> bytes:

@@ -5,10 +5,10 @@ import re
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_S = 65  # balancers open connections ahead of need as well
+HEAD_S = 65  # for the head of a request to come; balancers open connections ahead of need as well
 HEAD_BYTES = 1 << 16
-READ_S = 60  # so long an answer may lie unread
-REST_S = 30  # so long the rest of a body may come whose request is answered already
+READ_S = 60  # how long an answer may wait to be read
+REST_S = 30  # how long the rest of a body may take once its request is answered
 HEAD_END = re.compile(rb"\r?\n\r?\n")  # bare line feeds are for the parser to judge
 UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
@@ -57,7 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unparsed_bytes = 0
-        self._stop_awaiting_head()
+        cancel(self._silence)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -66,7 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._is_between_requests = True
-        self._cancel_rest()
+        cancel(self._rest)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -79,30 +79,20 @@ class BoundedProtocol(HttpToolsProtocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._cancel_stall()
+        cancel(self._stall)
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_awaiting_head()
-        self._cancel_stall()
-        self._cancel_rest()
+        for timer in (self._silence, self._stall, self._rest):
+            cancel(timer)
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
-        self._stop_awaiting_head()
+        cancel(self._silence)
         self._silence = self.loop.call_later(HEAD_S, self.transport.close)
 
-    def _stop_awaiting_head(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
 
-    def _cancel_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _cancel_rest(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+def cancel(timer: asyncio.TimerHandle | None) -> None:
+    """Where there is one; to cancel it a second time, or once it has run, does nothing."""
+    if timer is not None:
+        timer.cancel()

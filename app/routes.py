@@ -17,7 +17,7 @@ from app import docs, schemas
 from app.answers import describe_attention, describe_input, write_caption
 from app.batcher import QueueFull
 from app.deadline import DeadlineExceeded, attended
-from app.errors import describe
+from app.errors import describe_error
 from app.intake import Upload, read_image, read_images
 from app.maps import Drawable, choose_method
 from app.metrics import CONTENT_TYPE, Metrics
@@ -32,7 +32,7 @@ log = logging.getLogger("tissue")
 
 MAX_IMAGES = 64  # in one batch request: with the body limit it bounds what one client can put into memory
 SIDE_BY_SIDE = 8  # images of one batch under way at a time, so that it doesn't push all others out of the queue
-RETRY_S = 0.05  # so long one of them waits before it asks for a place again
+RETRY_S = 0.05  # how long one of them waits before it asks for a place again
 
 WEB = Path(__file__).parent / "web"
 PAGE_POLICY = (
@@ -85,7 +85,7 @@ async def predict(request: Request, options: Annotated[schemas.PredictOptions, Q
 @router.post(
     "/predict/batch",
     tags=["Images"],
-    summary="The same for up to 64 images",
+    summary=f"The same for up to {MAX_IMAGES} images",
     response_model=BatchItems,
     response_description="One item an image, in order",
     responses=docs.BATCH_PROBLEMS,
@@ -134,7 +134,7 @@ async def predict_in_turn(
 def fail_item(upload: Upload, error: Exception, deadline_s: float, request_id: str) -> schemas.FailedItem:
     if isinstance(error, TimeoutError):
         error = DeadlineExceeded(f"there was no answer within {deadline_s:g} s; send fewer images at a time")
-    problem = describe(error, request_id)
+    problem = describe_error(error, request_id)
     if problem.status == 500:
         log.error("failed", exc_info=error, extra={"request_id": request_id})
     return schemas.FailedItem(file=upload.name, error=problem)

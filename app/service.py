@@ -18,7 +18,7 @@ from app.answers import describe_model, describe_prediction, find_thresholds
 from app.batcher import Batcher, CallFailed, Reservation
 from app.calls import Errand, Graph, Item, Question, Work
 from app.decoders import Decoders
-from app.maps import Drawable, UnsuitableOptions
+from app.maps import Drawable
 from app.metrics import Metrics
 from app.samples import SMALL_BYTES, Sample, take_sample
 from app.schemas import AttentionOptions, FeatureOptions, PredictOptions
@@ -74,7 +74,7 @@ class Service:
         if isinstance(options, PredictOptions):
             find_thresholds(self.manifest, options.coverage)
         if isinstance(options, AttentionOptions):
-            self._check_map(options)
+            maps.check_options(options, self.manifest)
         self.batcher.check_open()
         self.batcher.check_room(count_places(options), self.deadline_s)
 
@@ -90,7 +90,7 @@ class Service:
     async def explain(
         self, data: bytes, trace: Trace, options: AttentionOptions
     ) -> tuple[Sample, schemas.Prediction, Drawable]:
-        """Of options whose method is chosen."""
+        """`options` are those that were let in."""
         sample = await self._take_sample(data, options, trace)
         with self._reserve(count_places(options)) as reservation:
             views = await self._ask("explain", list_views(sample, count_views(options)), reservation, trace)
@@ -118,24 +118,6 @@ class Service:
             raise NotReady(f"the model did not answer within {PROBE_WITHIN_S} s") from None
         except CallFailed as error:
             raise NotReady("the model fails; the log of the requests that met it has the cause") from error
-
-    def _check_map(self, options: AttentionOptions) -> None:
-        assert options.method is not None  # is chosen by then
-        maps.check_method(options.method, self.manifest.maps.methods, self.manifest.architecture.kind)
-        if options.target is not None:
-            maps.find_class(self.manifest.class_names, options.target)
-        if options.layer is not None:
-            maps.check_range("layer", options.layer, self.manifest.layers)
-        if options.head != "mean":
-            maps.check_range("head", options.head, self.manifest.heads)
-        if options.method == "occlusion" and options.tta:
-            raise UnsuitableOptions(
-                "occlusion asks the model once a mask already; leave out tta, or take another method"
-            )
-        if options.method == "occlusion" and options.masks > self.manifest.grid**2:
-            raise UnsuitableOptions(
-                f"{options.masks} masks are more than the {self.manifest.grid**2} patches of this model"
-            )
 
     async def _draw_map(
         self,
@@ -192,14 +174,14 @@ class Service:
         errand = Errand(lambda: self._read(data, mpp, self._small_megapixels), answer, Trace(trace.request_id))
         with self._reserve(1) as reservation:
             try:
-                found = await self.batcher.submit(reservation, "errand", [errand])
+                outcome = await self.batcher.submit(reservation, "errand", [errand])
                 own_s = sum(errand.trace.stages_s.values())
-                trace.add("queue", found.queue_s + found.infer_s - own_s)  # errands at its side included
+                trace.add("queue", outcome.queue_s + outcome.infer_s - own_s)  # errands at its side included
             finally:
                 errand.is_wanted = False
                 for stage, seconds in dict(errand.trace.stages_s).items():  # after a hang-up it is still being written
                     trace.add(stage, seconds)
-        answered: T = found.results[0]
+        answered: T = outcome.results[0]
         return answered
 
     async def _take_sample(self, data: bytes, options: PredictOptions | FeatureOptions, trace: Trace) -> Sample:

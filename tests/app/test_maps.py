@@ -5,6 +5,7 @@ from app.maps import (
     LayerOutOfRange,
     TargetUnknown,
     UnsuitableOptions,
+    check_range,
     choose_method,
     find_class,
     read_attention,
@@ -59,10 +60,11 @@ def test_attention_of_one_layer_and_head():
     assert last.logit_share == 0.25
 
 
-@pytest.mark.parametrize(("layer", "head", "text"), [(2, 0, "layer 2 .* has 2"), (0, 4, "head 4 .* has 4")])
-def test_layers_and_heads_that_are_not_there(layer, head, text):
-    with pytest.raises(LayerOutOfRange, match=text):
-        read_attention(explain(), layer, head, 1.0)
+@pytest.mark.parametrize(("name", "index", "count"), [("layer", 2, 2), ("head", 4, 4), ("head", -1, 4)])
+def test_layers_and_heads_that_are_not_there(name, index, count):
+    check_range(name, count - 1, count)
+    with pytest.raises(LayerOutOfRange, match=f"{name} {index} .* has {count}, numbered from 0 to {count - 1}"):
+        check_range(name, index, count)
 
 
 def test_evidence_is_of_the_target():
