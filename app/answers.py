@@ -87,10 +87,10 @@ def describe_quality(sample: Sample, distance: float | None) -> schemas.Quality:
 
 def choose_set(probabilities: Floats, manifest: Manifest, coverage: float | None) -> schemas.PredictionSet | None:
     """The classes that cannot be ruled out at the wanted coverage; the most likely one never is."""
-    found = find_thresholds(manifest, coverage)
-    if found is None:
+    chosen = find_thresholds(manifest, coverage)
+    if chosen is None:
         return None
-    coverage, thresholds = found
+    coverage, thresholds = chosen
     inside = probabilities >= 1 - np.array(thresholds)  # (K,)
     inside[probabilities.argmax()] = True
     labels = [manifest.class_names[k] for k in (-probabilities).argsort() if inside[k]]

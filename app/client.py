@@ -113,7 +113,7 @@ async def ask_grid(
         except Unanswered as error:
             yield file | _excuse(error)
             continue
-        tiles = ((file | {"box": box._asdict()}, data) for box, data in cut(field))
+        tiles = ((file | {"box": place._asdict()}, data) for place, data in cut(field))
         notes = [asdict(note) for note in field.notes]
         async for answer in _ask_in_order(client, tiles, query | {"mpp": field.mpp}):
             if "error" not in answer:

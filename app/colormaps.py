@@ -4,11 +4,9 @@ Each table is written as every fifth of its 256 colours and interpolated in betw
 one level of 255 from the original (cividis, whose original has a kink, by four).
 """
 
-from typing import Literal
-
 import numpy as np
 
-Colormap = Literal["viridis", "cividis", "magma", "diverging"]
+from app.schemas import Colormap
 
 _ANCHORS: dict[Colormap, str] = {
     # Van der Walt and Smith's viridis and magma, CC0, and cividis of Nunez, Anderton and Renslow

@@ -37,11 +37,10 @@ class TextLines(logging.Formatter):
 
 
 class Gathered(logging.StreamHandler[TextIO]):
-    """Words and writes the lines of requests together, when told to; anything else takes them along at once.
+    """Writes access lines in batches: on `flush`, or with the first other line.
 
-    In a write other threads get the interpreter, and while model calls go on it comes back late: at a write a request
-    the event loop would wait for that as long as it works. Wording many at once finds its code in the caches that a
-    model call has emptied.
+    Each write lets other threads have the interpreter, and while model calls run it comes back late; formatting many at
+    once also keeps that code in the CPU's caches.
     """
 
     def __init__(self, stream: TextIO) -> None:

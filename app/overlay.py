@@ -9,16 +9,14 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import Literal
 from zlib import Z_RLE
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from app.colormaps import TABLES, Colormap
-
-Upsample = Literal["nearest", "bicubic"]
+from app.colormaps import TABLES
+from app.schemas import Colormap, Upsample
 
 PANEL_PX = 380  # about the side of a panel: one overlay in less than 25 ms, most of it for packing the PNG
 CELL_PX = 110  # about the side of one head's panel: twelve layers of six heads make a page

@@ -17,6 +17,7 @@ from model.artifact import Device, Precision
 
 PREFIX = "TISSUE_"
 CLIENT_KEY = "TISSUE_API_KEY"  # what `tissue predict` sends: no setting of the service
+MOST_MEGAPIXELS = 178  # where Pillow itself stops
 SHIPPED_ARTIFACT = Path(__file__).parent.parent / "model" / "default"
 
 _KUBERNETES = (
@@ -77,7 +78,10 @@ class Settings(BaseSettings):
     )
     max_body_mib: float = Field(32, ge=0.001, le=4096, description="Largest request body, in MiB.")
     max_megapixels: float = Field(
-        50, gt=0, le=178, description="Largest picture, in millions of pixels; Pillow itself stops at 178."
+        50,
+        gt=0,
+        le=MOST_MEGAPIXELS,
+        description=f"Largest picture, in millions of pixels; Pillow itself stops at {MOST_MEGAPIXELS}.",
     )
     decode_threads: int | None = Field(
         None,

@@ -12,8 +12,8 @@ from app.maps import (
     read_evidence,
     read_occlusion,
 )
-from app.schemas import AttentionOptions
-from model.occlusion import cut_groups
+from app.schemas import AttentionOptions, Masks
+from model.occlusion import COARSE_GROUPS, cut_groups
 from tests.app.explanations import explain
 
 
@@ -78,6 +78,10 @@ def test_unknown_class_is_refused_with_the_known_ones():
     assert find_class(["a", "b"], "b") == 1
     with pytest.raises(TargetUnknown, match="the classes are a, b"):
         find_class(["a", "b"], "A")
+
+
+def test_maps_are_served_with_as_many_masks_as_they_were_judged_with():
+    assert AttentionOptions().masks == Masks.COARSE == COARSE_GROUPS
 
 
 def test_occlusion_is_the_fall_of_the_logit():
