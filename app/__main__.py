@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
+# Not markup here either: complaints name files, too.
 complaints = Console(markup=False, highlight=False, stderr=True, soft_wrap=True)
 
 cli = typer.Typer(
@@ -67,7 +68,7 @@ def offer(model: type[BaseModel], leave_out: str | None = None) -> Callable[[Com
     def add_options(command: Command) -> Command:
         own = inspect.signature(command).parameters.values()
         offered = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_make_option(field))
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=make_option(field))
             for name, field in model.model_fields.items()
             if name != leave_out
         ]
@@ -78,25 +79,25 @@ def offer(model: type[BaseModel], leave_out: str | None = None) -> Callable[[Com
     return add_options
 
 
-def _make_option(field: Any) -> Any:
+def make_option(field: Any) -> Any:
     if field.annotation is bool:
         return Annotated[bool | None, typer.Option(help=field.description)]
-    return Annotated[str | None, typer.Option(help=field.description, metavar=_name_values(field.annotation))]
+    return Annotated[str | None, typer.Option(help=field.description, metavar=name_values(field.annotation))]
 
 
-def _name_values(annotation: Any) -> str:
+def name_values(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):
-        return "|".join(_name_values(part) for part in get_args(annotation) if part is not types.NoneType)
+        return "|".join(name_values(part) for part in get_args(annotation) if part is not types.NoneType)
     if get_origin(annotation) is Annotated:
-        return _name_values(get_args(annotation)[0])
+        return name_values(get_args(annotation)[0])
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return "|".join(str(member.value) for member in annotation)
     return str(annotation.__name__).lower() if annotation is not str else "text"
 
 
-def _print_version(asked: bool) -> None:
+def print_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
@@ -107,7 +108,7 @@ def _print_version(asked: bool) -> None:
 @cli.callback()
 def tissue(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None: ...
 
@@ -226,10 +227,10 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        fail("; ".join(_explain_setting(dict(problem)) for problem in error.errors()))
+        fail("; ".join(explain_setting(dict(problem)) for problem in error.errors()))
 
 
-def _explain_setting(problem: dict[str, Any]) -> str:
+def explain_setting(problem: dict[str, Any]) -> str:
     name = ".".join(map(str, problem["loc"])).upper()
     sentence = str(problem["msg"]).removeprefix("Value error, ")
     if not name:
@@ -275,7 +276,7 @@ def check_choices(pictures: list[Path], form: Form, features: Path | None, grid:
 
 
 def check_writable(file: Path) -> None:
-    """By opening it, as rights alone don't tell; to append, so that what it holds stays until there is more."""
+    """By opening it, as rights alone don't tell; to append, so that what it holds stays until it is replaced."""
     try:
         file.open("ab").close()
     except OSError as error:
@@ -291,7 +292,7 @@ def read_scale(mpp: str | None) -> float | None:
 
 @contextmanager
 def showing_progress(form: Form, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar where somebody looks, unless rows show it; what goes to stdout is left alone."""
+    """A bar where somebody looks, unless printed rows show the progress already; stdout is left alone."""
     is_seen = complaints.is_terminal and not (form in ("csv", "jsonl") and sys.stdout.isatty())
     with Progress(console=complaints, disable=not is_seen, transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("predicting", total=total)
@@ -310,10 +311,10 @@ def connect(url: str | None, api_key: str | None, artifact: Path | None) -> "Con
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the end needs, of answers that may be a hundred thousand."""
+    """All that is kept of the answers, which may be a hundred thousand."""
 
     card: "Card"
-    unprinted: list[Answer]  # in the forms that don't go row by row all of them, else none
+    unprinted: list[Answer]  # all of them in the forms that print at the end, else none
     failed: dict[str, str]  # why, by the name of the picture or tile
     count: int
     rows: "NDArray[np.float32]"  # of features, where they were asked for

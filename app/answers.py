@@ -86,7 +86,7 @@ def describe_quality(sample: Sample, distance: float | None) -> schemas.Quality:
 
 
 def choose_set(probabilities: Floats, manifest: Manifest, coverage: float | None) -> schemas.PredictionSet | None:
-    """The classes that cannot be ruled out at the wanted coverage; the most likely one never is."""
+    """The classes that cannot be ruled out at the wanted coverage; the most likely one always stays."""
     chosen = find_thresholds(manifest, coverage)
     if chosen is None:
         return None

@@ -1,7 +1,6 @@
 """What a thread that calls the model does with what the batcher hands it: questions as they are, small pictures whole.
 
-All of it but the making of questions and errands, and `Errand.is_wanted`, which the event loop sets, runs in the
-batcher's threads.
+The batcher's threads run all of this. The event loop only makes the questions and errands, and sets `is_wanted`.
 """
 
 import time

@@ -13,7 +13,7 @@ class DeadlineExceeded(TimeoutError):
 
 @asynccontextmanager
 async def attended(request: Request, deadline_s: float | None) -> AsyncIterator[None]:
-    """Cancels what runs inside when nobody would have the answer any more. The body must have been read before."""
+    """Cancels what runs inside at the deadline, or when the client hangs up. The body must have been read before."""
     task = asyncio.current_task()
     assert task is not None
     has_hung_up = False

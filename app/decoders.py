@@ -25,11 +25,11 @@ class Decoders:
         self._small = ThreadPoolExecutor(threads, "decode")
         self._large = ThreadPoolExecutor(threads, "decode-large")
         self._loop = asyncio.get_running_loop()
-        self._pictures = 0  # large ones that wait or are being read; this and what follows: only the event loop writes
+        self._pictures = 0  # large ones that wait or are being read; only the event loop writes this and all below
         self._megapixels = 0.0  # of them
         self._tidying: asyncio.TimerHandle | None = None
         self._closed = False
-        self._known_megapixels = self._known_s = 0.0  # of those of late, and what reading them took
+        self._known_megapixels = self._known_s = 0.0  # of recent large pictures, and what reading them took
 
     async def run(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._small, work)
@@ -76,7 +76,7 @@ class Decoders:
             self._tidying.cancel()
 
     def close(self) -> None:
-        self._closed = True  # what is still being read is noted once the pools have ended
+        self._closed = True  # pictures still being read are noted after the pools have ended
         self._stop_tidying()
         for pool in (self._small, self._large):
             pool.shutdown(cancel_futures=True)

@@ -14,7 +14,7 @@ from app.export import Answer, spread
 from app.settings import MOST_MEGAPIXELS
 from model.pixels import MIN_SIDE_PX, ImageRefused, ImageTooSmall, Note, choose_field, choose_mpp, decode
 
-UNKNOWN = "#808080"  # colour of a class that came with another model, meanwhile
+UNKNOWN = "#808080"  # colour of a class that the card lacks, as the service has changed its model meanwhile
 
 
 class Place(NamedTuple):
@@ -31,7 +31,7 @@ class Field:
     rgb: NDArray[np.uint8]  # (height, width, 3)
     mpp: float
     side_px: int  # of a tile; whole pixels, so that each tile is a picture of its own
-    notes: tuple[Note, ...]  # on the field's file, of which its tiles' pictures know nothing
+    notes: tuple[Note, ...]  # about the field's file, which the pictures of its tiles don't tell
 
 
 def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) -> Field:
@@ -49,7 +49,7 @@ def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) ->
     return Field(picture.rgb, mpp, side_px, picture.notes)
 
 
-def cut(field: Field) -> Iterator[tuple[Place, bytes]]:
+def cut_field(field: Field) -> Iterator[tuple[Place, bytes]]:
     """Row by row, each as a PNG; what remains at the right and at the bottom is no whole tile and left out."""
     side = field.side_px
     height, width, _ = field.rgb.shape

@@ -21,7 +21,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "pid": record.process,
-            **_extras(record),
+            **read_extras(record),
         }
         if record.exc_info:
             event["trace"] = self.formatException(record.exc_info)
@@ -31,7 +31,7 @@ class JsonLines(logging.Formatter):
 class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
-        extras = "".join(f" {name}={value}" for name, value in _extras(record).items())
+        extras = "".join(f" {name}={value}" for name, value in read_extras(record).items())
         line = f"{time} {record.levelname:<7} {record.getMessage()}{extras}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -74,5 +74,5 @@ def write_gathered() -> None:
         handler.flush()
 
 
-def _extras(record: logging.LogRecord) -> dict[str, object]:
+def read_extras(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}

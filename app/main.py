@@ -109,7 +109,7 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         decoders = Decoders(settings.decode_threads or cores)
         app.state.service = service = Service(settings, classifier, batcher, decoders, metrics)
         shown = service.model
-        await asyncio.to_thread(app.openapi)  # takes 0.1 s, in which the first reader would stop everybody
+        await asyncio.to_thread(app.openapi)  # takes 0.1 s, in which its first reader would keep everybody waiting
         metrics.model.labels(shown.name, shown.version, shown.digest, shown.device, shown.precision).set(1)
         try:
             yield

@@ -49,9 +49,9 @@ class Drawable:
 
 
 def choose_method(options: AttentionOptions, default: MapMethod) -> MapMethod:
-    """What the options mean. One that would be overlooked is refused: its map would be taken for another.
+    """The method that the options mean. One that it would overlook is refused: its map would be taken for another.
 
-    At its default it counts as not given, for the form of the API docs sends them all.
+    An option at its default counts as not given, since the form of the API docs sends all of them.
     """
     given = [name for name in OWNERS if getattr(options, name) != AttentionOptions.model_fields[name].default]
     owners = {OWNERS[name] for name in given}
@@ -64,7 +64,7 @@ def choose_method(options: AttentionOptions, default: MapMethod) -> MapMethod:
         raise UnsuitableOptions("layout=heads shows all layers and heads; leave out layer and head")
     if options.method or owners:
         return options.method or owners.pop()
-    # Attention and rollout are of no class, occlusion isn't merged over views; by name they can be had all the same.
+    # Attention and rollout are of no class, and occlusion isn't merged over views: a default gives way to evidence.
     of_no_class = options.target is not None and default in ("attention", "rollout")
     return "evidence" if of_no_class or (options.tta and default == "occlusion") else default
 

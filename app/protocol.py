@@ -15,7 +15,7 @@ UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 class BoundedProtocol(HttpToolsProtocol):
     """Hangs up on whoever connects without asking for anything, never comes to the end of a head, sends one without
-    end, doesn't read its answer, or never comes to the end of a body that was refused: no other time to wait runs then,
+    end, doesn't read its answer, or never comes to the end of a body that was refused: no other time limit runs then,
     and such connections would pile up.
 
     Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would

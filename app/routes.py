@@ -50,8 +50,8 @@ _batch_items: TypeAdapter[BatchItems] = TypeAdapter(BatchItems)
 router = APIRouter(route_class=OptionsRoute)
 
 
-# Called by the handlers instead of declared as dependencies, which FastAPI resolves anew for every request: that
-# takes longer than half of all else in this file.
+# The handlers call these instead of declaring them as dependencies, which FastAPI resolves anew for every request: that
+# takes more than half as long as all else in this file.
 def find_service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
@@ -123,7 +123,7 @@ async def predict_batch(request: Request, options: Annotated[schemas.PredictOpti
 async def predict_in_turn(
     service: Service, upload: Upload, trace: Trace, options: schemas.PredictOptions
 ) -> schemas.Prediction:
-    """Waits for a place: one full moment would else refuse this image and, at once, all that come behind it."""
+    """Waits for a place, or one moment without room would refuse this image and at once all that come behind it."""
     while True:
         try:
             return await service.predict(upload.data, trace, options)

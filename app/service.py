@@ -68,7 +68,7 @@ class Service:
         self._metrics = metrics
 
     def let_in(self, options: PredictOptions | FeatureOptions) -> None:
-        """Before a body is read: refusing must cost next to nothing, or a crowd would be busy with being refused."""
+        """Before a body is read: refusing must cost next to nothing, or a crowd would keep the service busy with it."""
         if options.mpp is not None:
             check_mpp(options.mpp)
         if isinstance(options, PredictOptions):
@@ -176,7 +176,9 @@ class Service:
             try:
                 outcome = await self.batcher.submit(reservation, "errand", [errand])
                 own_s = sum(errand.trace.stages_s.values())
-                trace.add("queue", outcome.queue_s + outcome.infer_s - own_s)  # errands at its side included
+                trace.add(
+                    "queue", outcome.queue_s + outcome.infer_s - own_s
+                )  # including other errands of the same call
             finally:
                 errand.is_wanted = False
                 for stage, seconds in dict(errand.trace.stages_s).items():  # after a hang-up it is still being written
@@ -185,7 +187,7 @@ class Service:
         return answered
 
     async def _take_sample(self, data: bytes, options: PredictOptions | FeatureOptions, trace: Trace) -> Sample:
-        """Looks for room at the model before, but takes none: others would be refused it for seconds."""
+        """Checks first that the model has room, but reserves none: others would be refused it while this is read."""
         self.batcher.check_room(count_places(options), self.deadline_s)
         with trace.measure("decode"):
             try:
@@ -194,7 +196,7 @@ class Service:
                 megapixels = refusal.megapixels
             limit = self.settings.max_megapixels
             read = partial(self._read, data, options.mpp, limit)
-            if megapixels > limit:  # to be refused takes no time
+            if megapixels > limit:  # refusing it takes no time
                 return await self._decoders.run(read)
             return await self._decoders.read_large(read, megapixels, self.deadline_s)
 
@@ -211,7 +213,7 @@ class Service:
 
     def _describe(self, sample: Sample, answers: list[Predictions], coverage: float | None) -> schemas.Prediction:
         probabilities = np.concatenate([answer.probabilities for answer in answers])  # (V, K)
-        # Of the tile as it came, not of its views: the limit was fitted on such.
+        # Of the tile as it came, not of its views: the limit was fitted on tiles as they came.
         reference = self.classifier.reference
         distance = float(reference.cloud.distance(answers[0].features)[0]) if reference else None
         model = self._explaining_model if isinstance(answers[0], Explanations) else self.model

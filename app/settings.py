@@ -192,10 +192,10 @@ def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known | {CLIENT_KEY}:
-            raise ValueError(_explain_unknown(name, known))
+            raise ValueError(explain_unknown(name, known))
 
 
-def _explain_unknown(name: str, known: set[str]) -> str:
+def explain_unknown(name: str, known: set[str]) -> str:
     if name.startswith(("TISSUE_SERVICE_", "TISSUE_PORT_")):
         return f"no setting is called {name}. {_KUBERNETES}"
     nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
