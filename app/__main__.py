@@ -4,12 +4,9 @@ Answers go to stdout, all else to stderr. What a command needs is imported by it
 """
 
 import asyncio
-import csv
 import enum
 import glob
 import inspect
-import io
-import json
 import os
 import sys
 import types
@@ -21,12 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Column, Table
 
-from app.export import Answer, flatten, list_columns
+from app.export import Answer
+from app.printing import Form, console, name_picture, print_whole, start_rows
 from app.schemas import AttentionOptions, PredictOptions
 from app.settings import CLIENT_KEY, Settings
 
@@ -37,13 +33,11 @@ if TYPE_CHECKING:
 
     from app.client import Card
 
-    Opened = AbstractAsyncContextManager[httpx.AsyncClient]
+    Connection = AbstractAsyncContextManager[httpx.AsyncClient]
 
-Form = Literal["table", "json", "jsonl", "csv", "geojson"]
 Command = Callable[..., None]
 
-# File and class names may hold brackets, which are not markup. In a pipe a table's lines must stay whole.
-console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 250)
+# Not markup here either: complaints name files, too.
 complaints = Console(markup=False, highlight=False, stderr=True, soft_wrap=True)
 
 cli = typer.Typer(
@@ -68,14 +62,14 @@ Artifact = Annotated[
 ]
 
 
-def offer(fields: type[BaseModel], leave_out: str) -> Callable[[Command], Command]:
-    """Adds an option for each field of a model, so that the two can't part; the model judges the values."""
+def offer(model: type[BaseModel], leave_out: str | None = None) -> Callable[[Command], Command]:
+    """Adds an option for each field of the model, so that the two can't part; the model judges the values."""
 
     def add_options(command: Command) -> Command:
         own = inspect.signature(command).parameters.values()
         offered = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_make_option(field))
-            for name, field in fields.model_fields.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=make_option(field))
+            for name, field in model.model_fields.items()
             if name != leave_out
         ]
         kept = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -85,25 +79,25 @@ def offer(fields: type[BaseModel], leave_out: str) -> Callable[[Command], Comman
     return add_options
 
 
-def _make_option(field: Any) -> Any:
+def make_option(field: Any) -> Any:
     if field.annotation is bool:
         return Annotated[bool | None, typer.Option(help=field.description)]
-    return Annotated[str | None, typer.Option(help=field.description, metavar=_name_values(field.annotation))]
+    return Annotated[str | None, typer.Option(help=field.description, metavar=name_values(field.annotation))]
 
 
-def _name_values(annotation: Any) -> str:
+def name_values(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):
-        return "|".join(_name_values(part) for part in get_args(annotation) if part is not types.NoneType)
+        return "|".join(name_values(part) for part in get_args(annotation) if part is not types.NoneType)
     if get_origin(annotation) is Annotated:
-        return _name_values(get_args(annotation)[0])
+        return name_values(get_args(annotation)[0])
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return "|".join(str(member.value) for member in annotation)
     return str(annotation.__name__).lower() if annotation is not str else "text"
 
 
-def _print_version(asked: bool) -> None:
+def print_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
@@ -114,7 +108,7 @@ def _print_version(asked: bool) -> None:
 @cli.callback()
 def tissue(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None: ...
 
@@ -136,7 +130,7 @@ def serve(**settings: str | None) -> None:
 
 
 @cli.command()
-@offer(PredictOptions, leave_out="")
+@offer(PredictOptions)
 def predict(
     files: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or globs.")],
     form: Annotated[
@@ -160,7 +154,7 @@ def predict(
         query["mpp"] = read_scale(query["mpp"])
     with complaining(), showing_progress(form, None if grid else len(pictures)) as when_done:
         outcome = asyncio.run(
-            ask_for_all(_open(url, api_key, artifact), pictures, query, form, features is not None, grid, when_done)
+            ask_for_all(connect(url, api_key, artifact), pictures, query, form, features is not None, grid, when_done)
         )
     print_whole(outcome.unprinted, outcome.card, form)
     for name, reason in outcome.failed.items():
@@ -185,10 +179,10 @@ def attention(
     form = output.suffix.lower().removeprefix(".")
     if form not in ("png", "npy", "json"):
         fail(f"{output} must end in .png, .npy or .json, which also says what is written")
-    if os.path.isdir(file):
+    if os.path.isdir(file):  # Path.is_dir raises where the name is too long
         fail(f"{file} is a folder; give one picture")
     with complaining():
-        answer = asyncio.run(_attend(_open(url, api_key, artifact), file, query | {"format": form}))
+        answer = asyncio.run(ask_attention(connect(url, api_key, artifact), file, query | {"format": form}))
     try:
         output.write_bytes(answer)
     except OSError as error:
@@ -233,10 +227,10 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        fail("; ".join(_explain_setting(dict(problem)) for problem in error.errors()))
+        fail("; ".join(explain_setting(dict(problem)) for problem in error.errors()))
 
 
-def _explain_setting(problem: dict[str, Any]) -> str:
+def explain_setting(problem: dict[str, Any]) -> str:
     name = ".".join(map(str, problem["loc"])).upper()
     sentence = str(problem["msg"]).removeprefix("Value error, ")
     if not name:
@@ -255,9 +249,9 @@ def find_pictures(arguments: list[str]) -> list[Path]:
             fail("one of the arguments is empty, perhaps a variable that isn't set; `.` is the folder you are in")
         path = Path(argument)
         try:
-            found = list_shown(path) if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
-            known = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
-            pictures += known if known and not path.is_file() else [path]
+            files = list_shown(path) if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
+            matches = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+            pictures += matches if matches and not path.is_file() else [path]
         except OSError:  # such as a name that is too long for any file
             pictures.append(path)
     return pictures
@@ -282,7 +276,7 @@ def check_choices(pictures: list[Path], form: Form, features: Path | None, grid:
 
 
 def check_writable(file: Path) -> None:
-    """By opening it, as rights alone don't tell; to append, so that what it holds stays until there is more."""
+    """By opening it, as rights alone don't tell; to append, so that what it holds stays until it is replaced."""
     try:
         file.open("ab").close()
     except OSError as error:
@@ -298,14 +292,14 @@ def read_scale(mpp: str | None) -> float | None:
 
 @contextmanager
 def showing_progress(form: Form, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar where somebody looks, unless rows show it; what goes to stdout is left alone."""
+    """A bar where somebody looks, unless printed rows show the progress already; stdout is left alone."""
     is_seen = complaints.is_terminal and not (form in ("csv", "jsonl") and sys.stdout.isatty())
     with Progress(console=complaints, disable=not is_seen, transient=True, redirect_stdout=False) as progress:
         task = progress.add_task("predicting", total=total)
         yield lambda: progress.advance(task)
 
 
-def _open(url: str | None, api_key: str | None, artifact: Path | None) -> "Opened":
+def connect(url: str | None, api_key: str | None, artifact: Path | None) -> "Connection":
     from app import client
 
     if url is None:
@@ -317,17 +311,17 @@ def _open(url: str | None, api_key: str | None, artifact: Path | None) -> "Opene
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the end needs, of answers that may be a hundred thousand."""
+    """All that is kept of the answers, which may be a hundred thousand."""
 
     card: "Card"
-    unprinted: list[Answer]  # in the forms that don't go row by row all of them, else none
+    unprinted: list[Answer]  # all of them in the forms that print at the end, else none
     failed: dict[str, str]  # why, by the name of the picture or tile
     count: int
     rows: "NDArray[np.float32]"  # of features, where they were asked for
 
 
 async def ask_for_all(
-    opened: "Opened",
+    connection: "Connection",
     pictures: list[Path],
     query: dict[str, Any],
     form: Form,
@@ -340,7 +334,7 @@ async def ask_for_all(
     unprinted: list[Answer] = []
     failed: dict[str, str] = {}
     count = 0
-    async with opened as service:
+    async with connection as service:
         card = await client.ask_model(service)
         take = start_rows(form, card, grid) or unprinted.append
         asked = client.ask_grid(service, pictures, query, card) if grid else client.ask_all(service, pictures, query)
@@ -367,70 +361,11 @@ def save_rows(file: Path, rows: "NDArray[np.float32]") -> None:
         fail(f"{file} can't be written: {error.strerror or error}")
 
 
-async def _attend(opened: "Opened", picture: Path, query: dict[str, Any]) -> bytes:
+async def ask_attention(connection: "Connection", picture: Path, query: dict[str, Any]) -> bytes:
     from app import client
 
-    async with opened as service:
+    async with connection as service:
         return (await client.ask(service, "/attention", picture, query)).content
-
-
-def start_rows(form: Form, card: "Card", grid: bool) -> Callable[[Answer], None] | None:
-    """What prints an answer as soon as it is there, in the forms that go row by row."""
-    match form:
-        case "jsonl":
-            return lambda answer: typer.echo(json.dumps(answer))
-        case "csv":
-            return start_csv([known.name for known in card.classes], grid)
-        case _:
-            return None
-
-
-def start_csv(classes: list[str], grid: bool) -> Callable[[Answer], None]:
-    from app.grid import Box
-
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that isn't UTF-8 would else end all; so it looks as in JSON
-        sys.stdout.reconfigure(errors="backslashreplace")
-    columns = list_columns(classes, Box._fields if grid else ())
-    # A service of another version may answer more than there are columns for.
-    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-
-    def print_row(answer: Answer) -> None:
-        writer.writerow(flatten(answer))
-        sys.stdout.flush()
-
-    return print_row
-
-
-def print_whole(answers: list[Answer], card: "Card", form: Form) -> None:
-    match form:
-        case "json":
-            typer.echo(json.dumps(answers, indent=2))
-        case "geojson" if any("error" not in answer for answer in answers):  # a file without tiles would pass for one
-            from app.grid import to_geojson
-
-            typer.echo(json.dumps(to_geojson(answers, {known.name: known.color for known in card.classes})))
-        case "table":
-            print_table([answer for answer in answers if "error" not in answer])
-
-
-def name_picture(answer: Answer) -> str:
-    """Without what a terminal would obey."""
-    file = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(answer["file"]))
-    box = answer.get("box")
-    return f"{file} at {box['x']}, {box['y']}" if box else file
-
-
-def print_table(answers: list[Answer]) -> None:
-    table = Table(
-        Column("file", overflow="fold"), "label", Column("confidence", justify="right"), "verdict", box=SIMPLE
-    )
-    for answer in answers:
-        remarks = ", ".join(remark["code"] for remark in (*answer["reasons"], *answer["warnings"]))
-        verdict = f"{answer['verdict']} ({remarks})" if remarks else answer["verdict"]
-        table.add_row(name_picture(answer), answer["label"], f"{answer['confidence']:.3f}", verdict)
-    if answers:
-        console.print(table)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def describe_prediction(
         verdict=verdict,
         reasons=[schemas.Reason(code=doubt.code, text=doubt.text) for doubt in doubts],
         warnings=[
-            schemas.Reason(code=note.code, text=note.text) for note in (*sample.picture.warnings, *sample.tile.notes)
+            schemas.Reason(code=note.code, text=note.text) for note in (*sample.picture.notes, *sample.tile.notes)
         ],
         quality=describe_quality(sample, distance),
         tta=compare_views(probabilities, top) if len(probabilities) > 1 else None,
@@ -65,7 +65,7 @@ def describe_input(sample: Sample) -> schemas.Input:
         width=width,
         height=height,
         format=sample.picture.format,
-        mpp=sample.tile.mpp,
+        mpp=sample.tile.picture_mpp,
         mpp_source=sample.tile.mpp_source,
         sha256=sample.sha256,
         box=sample.tile.box,
@@ -86,11 +86,11 @@ def describe_quality(sample: Sample, distance: float | None) -> schemas.Quality:
 
 
 def choose_set(probabilities: Floats, manifest: Manifest, coverage: float | None) -> schemas.PredictionSet | None:
-    """The classes that cannot be ruled out at the wanted coverage; the most likely one never is."""
-    found = find_thresholds(manifest, coverage)
-    if found is None:
+    """The classes that cannot be ruled out at the wanted coverage; the most likely one always stays."""
+    chosen = find_thresholds(manifest, coverage)
+    if chosen is None:
         return None
-    coverage, thresholds = found
+    coverage, thresholds = chosen
     inside = probabilities >= 1 - np.array(thresholds)  # (K,)
     inside[probabilities.argmax()] = True
     labels = [manifest.class_names[k] for k in (-probabilities).argsort() if inside[k]]

@@ -166,7 +166,7 @@ class Batcher(Generic[Kind, Item, Result]):
         for thread in self._threads:
             thread.join()
         for submission in self._submissions:
-            _settle(submission.done, ShuttingDown())
+            settle(submission.done, ShuttingDown())
 
     def _enqueue(self, places: list[_Place[Kind, Item, Result]]) -> None:
         with self._changed:
@@ -239,10 +239,10 @@ class Batcher(Generic[Kind, Item, Result]):
                 newest = seconds / len(places)
                 mean = self._seconds_per_item or newest
                 self._seconds_per_item = mean + _NEWEST_WEIGHT * (newest - mean)
-        self._loop.call_soon_threadsafe(_deliver, places, results, error, started_at, finished_at)
+        self._loop.call_soon_threadsafe(deliver, places, results, error, started_at, finished_at)
 
 
-def _deliver(
+def deliver(
     places: list[_Place[Kind, Item, Result]],
     results: Sequence[Result | Exception],
     error: Exception | None,
@@ -258,16 +258,16 @@ def _deliver(
         if error is not None:
             failure = CallFailed(f"a call with {len(places)} items failed")
             failure.__cause__ = error  # one failure a waiter: each adds its own traceback
-            _settle(submission.done, failure)
+            settle(submission.done, failure)
         elif isinstance(result := results[position], Exception):
-            _settle(submission.done, result)
+            settle(submission.done, result)
         else:
             submission.results[place.index] = result
             if len(submission.results) == submission.size:
-                _settle(submission.done, None)
+                settle(submission.done, None)
 
 
-def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
+def settle(done: asyncio.Future[None], error: Exception | None) -> None:
     if done.done():  # the caller has gone, or another call of the same submission failed
         return
     if error is None:

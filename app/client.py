@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.errors import find_kind
 from app.export import Answer
-from app.grid import Field, cut, read_field
+from app.grid import Field, cut_field, read_field
 from app.main import create_app
 from app.schemas import ModelClass
 from app.settings import Settings
@@ -29,9 +29,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"}
 IN_FLIGHT = 8  # pictures under way at a time: enough for decoding and inference to overlap
 TIMEOUT_S = 120  # the service has a deadline of its own, this one is for lost connections
 PATIENCE_MS = 600_000
-LARGEST_BODY_MIB = 4096  # as much as the setting allows; what is in this process already has its pixels to limit it
+LARGEST_BODY_MIB = 4096  # the most that the setting allows: here the number of pixels is limit enough
 MOST_TRIES = 5
-LONGEST_WAIT_S = 60  # as the service never asks for more; whoever does is given up
+LONGEST_WAIT_S = 60  # the service never asks for more; whoever does is given up
 WRONG_FOR_ALL = frozenset({"unauthorized", "invalid_parameter", "coverage_unavailable", "mpp_out_of_range"})
 
 
@@ -55,7 +55,7 @@ class Unanswered(RuntimeError):
 @asynccontextmanager
 async def connect(url: str, api_key: str | None) -> AsyncIterator[httpx.AsyncClient]:
     if api_key and not api_key.isprintable():
-        raise Unanswered(_problem("the key isn't UTF-8, or holds what no header can carry, as a line break"))
+        raise Unanswered(write_problem("the key isn't UTF-8, or holds what no header can carry, as a line break"))
     headers = [(b"X-API-Key", api_key.strip().encode())] if api_key else []  # as text httpx refuses beyond ASCII
     try:
         address = httpx.URL(url)
@@ -63,7 +63,9 @@ async def connect(url: str, api_key: str | None) -> AsyncIterator[httpx.AsyncCli
             raise httpx.InvalidURL("scheme, host or port is missing or wrong")
         client = httpx.AsyncClient(base_url=address, headers=headers, timeout=TIMEOUT_S)
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise Unanswered(_problem(f"{url} is no address ({error}); give one such as http://127.0.0.1:8000")) from None
+        raise Unanswered(
+            write_problem(f"{url} is no address ({error}); give one such as http://127.0.0.1:8000")
+        ) from None
     async with client:
         yield client
 
@@ -83,54 +85,54 @@ async def open_here(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 async def ask_model(client: httpx.AsyncClient) -> Card:
     """The first request, which tells whether anybody answers."""
-    response = await _request(client, "GET", "/model")
+    response = await send_request(client, "GET", "/model")
     try:
         return Card.model_validate_json(response.content)
     except ValidationError:
-        raise Unanswered(_suspect(response, "what is no model's card")) from None
+        raise Unanswered(suspect(response, "what is no model's card")) from None
 
 
 async def ask(client: httpx.AsyncClient, route: str, picture: Path | bytes, query: dict[str, Any]) -> httpx.Response:
-    data = picture if isinstance(picture, bytes) else _read(picture)
+    data = picture if isinstance(picture, bytes) else read_picture(picture)
     asked = {name: value for name, value in query.items() if value is not None}
     headers = {"Content-Type": "image/*"}  # the service looks at the bytes
-    return await _request(client, "POST", route, content=data, params=asked, headers=headers)
+    return await send_request(client, "POST", route, content=data, params=asked, headers=headers)
 
 
 def ask_all(client: httpx.AsyncClient, pictures: Iterable[Path], query: dict[str, Any]) -> AsyncIterator[Answer]:
     """For each picture, in order, `file` and its prediction or its `error`, as /predict/batch has them."""
-    return _ask_in_order(client, (({"file": str(picture)}, picture) for picture in pictures), query)
+    return ask_in_order(client, (({"file": str(picture)}, picture) for picture in pictures), query)
 
 
 async def ask_grid(
     client: httpx.AsyncClient, pictures: Iterable[Path], query: dict[str, Any], card: Card
 ) -> AsyncIterator[Answer]:
-    """For each picture, in order, the same for each of its tiles, with its `box`; or for the picture its `error`."""
+    """For each picture, in order, what `ask_all` gives for each of its tiles, with the tile's `box`; or one `error`."""
     for picture in pictures:
         file = {"file": str(picture)}
         try:
-            field = _read_field(picture, query["mpp"], card)
+            field = open_field(picture, query["mpp"], card)
         except Unanswered as error:
-            yield file | _excuse(error)
+            yield file | excuse(error)
             continue
-        tiles = ((file | {"box": box._asdict()}, data) for box, data in cut(field))
+        tiles = ((file | {"box": place._asdict()}, data) for place, data in cut_field(field))
         notes = [asdict(note) for note in field.notes]
-        async for answer in _ask_in_order(client, tiles, query | {"mpp": field.mpp}):
+        async for answer in ask_in_order(client, tiles, query | {"mpp": field.mpp}):
             if "error" not in answer:
                 answer["warnings"] = notes + [one for one in answer["warnings"] if one not in notes]
             yield answer
 
 
-async def _ask_in_order(
+async def ask_in_order(
     client: httpx.AsyncClient, named: Iterable[tuple[Answer, Path | bytes]], query: dict[str, Any]
 ) -> AsyncIterator[Answer]:
     """A few under way at a time; an answer comes as soon as it and those before it are there."""
 
     async def predict(name: Answer, picture: Path | bytes) -> Answer:
         try:
-            return name | _read_object(await ask(client, "/predict", picture, query))
+            return name | read_object(await ask(client, "/predict", picture, query))
         except Unanswered as error:
-            return name | _excuse(error)
+            return name | excuse(error)
 
     under_way: deque[asyncio.Task[Answer]] = deque()
     try:
@@ -149,14 +151,14 @@ async def _ask_in_order(
 async def ask_features(
     client: httpx.AsyncClient, pictures: list[Path], mpp: object, width: int
 ) -> tuple[NDArray[np.float32], dict[str, str]]:
-    """A row for each picture, in order, not a number throughout where there is none; and why there isn't, by file."""
+    """A row for each picture, in order, of NaN where there are no features; and why there are none, by file."""
     places = asyncio.Semaphore(IN_FLIGHT)
     rows, missing = np.full((len(pictures), width), np.nan, np.float32), {}
 
     async def read(n: int, picture: Path) -> None:
         async with places:
             try:
-                rows[n] = _read_row(await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"}))
+                rows[n] = read_row(await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"}))
             except Unanswered as error:
                 missing[str(picture)] = error.problem["detail"]
 
@@ -164,31 +166,29 @@ async def ask_features(
     return rows, missing
 
 
-def _read_row(response: httpx.Response) -> NDArray[np.float32]:
+def read_row(response: httpx.Response) -> NDArray[np.float32]:
     try:
         row: NDArray[np.float32] = np.load(io.BytesIO(response.content))
     except (ValueError, EOFError, OSError):
-        raise Unanswered(_suspect(response, "what are no features")) from None
+        raise Unanswered(suspect(response, "what are no features")) from None
     return row
 
 
-def _excuse(error: Unanswered) -> Answer:
+def excuse(error: Unanswered) -> Answer:
     """The problem of one picture; one that all would have ends everything."""
     if error.problem.get("code") in WRONG_FOR_ALL:
         raise error
     return {"error": error.problem}
 
 
-def _read_field(picture: Path, mpp: float | None, card: Card) -> Field:
+def open_field(picture: Path, mpp: float | None, card: Card) -> Field:
     try:
-        return read_field(_read(picture), card.tile_px, card.tile_mpp, mpp)
+        return read_field(read_picture(picture), card.tile_px, card.tile_mpp, mpp)
     except ImageRefused as error:
-        kind = find_kind(error)
-        problem = {"code": kind.code, "title": kind.title, "status": kind.status, "detail": str(error)}
-        raise Unanswered(problem) from None
+        raise Unanswered(find_kind(error).problem(str(error)).model_dump(exclude_none=True)) from None
 
 
-def _read(picture: Path) -> bytes:
+def read_picture(picture: Path) -> bytes:
     try:
         return picture.read_bytes()
     except IsADirectoryError:
@@ -198,52 +198,52 @@ def _read(picture: Path) -> bytes:
     raise Unanswered({"code": "unreadable_file", "title": "The file can't be read", "detail": reason})
 
 
-async def _request(client: httpx.AsyncClient, method: str, route: str, **content: Any) -> httpx.Response:
+async def send_request(client: httpx.AsyncClient, method: str, route: str, **content: Any) -> httpx.Response:
     for tries_left in reversed(range(MOST_TRIES)):
         try:
             response = await client.request(method, route, **content)
         except httpx.HTTPError as error:
             cause = str(error) or type(error).__name__
             reason = f"nobody answers at {client.base_url} ({cause}); start a service there with `tissue serve`"
-            raise Unanswered(_problem(reason)) from None
+            raise Unanswered(write_problem(reason)) from None
         if (task := asyncio.current_task()) and task.cancelling():
-            raise asyncio.CancelledError  # which the service, where it runs in this process, has answered with 503
-        wait_s = _retry_after_s(response)
+            raise asyncio.CancelledError  # a service in this process has answered the cancellation with 503
+        wait_s = retry_after_s(response)
         if response.status_code != 503 or not tries_left or wait_s > LONGEST_WAIT_S:
             break
         await asyncio.sleep(wait_s)
     if response.is_success:
         return response
-    raise Unanswered(_read_problem(response))
+    raise Unanswered(read_problem(response))
 
 
-def _retry_after_s(response: httpx.Response) -> int:
+def retry_after_s(response: httpx.Response) -> int:
     """In seconds; a proxy may answer with a date or without a word."""
     wait = response.headers.get("Retry-After", "")
     return int(wait) if wait.isascii() and wait.isdigit() else 1
 
 
-def _read_problem(response: httpx.Response) -> dict[str, Any]:
+def read_problem(response: httpx.Response) -> dict[str, Any]:
     if response.headers.get("Content-Type") == "application/problem+json":
-        problem = _read_object(response)
+        problem = read_object(response)
         if "detail" in problem:
             return problem
-    return _suspect(response, f"{response.status_code} {response.reason_phrase}")
+    return suspect(response, f"{response.status_code} {response.reason_phrase}")
 
 
-def _read_object(response: httpx.Response) -> dict[str, Any]:
+def read_object(response: httpx.Response) -> dict[str, Any]:
     try:
         document = response.json()
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise Unanswered(_suspect(response, "what is no JSON object"))
+        raise Unanswered(suspect(response, "what is no JSON object"))
     return document
 
 
-def _suspect(response: httpx.Response, came: str) -> dict[str, Any]:
-    return _problem(f"{response.url} answered {came}: is it a tissue service?", "Something else answers there")
+def suspect(response: httpx.Response, came: str) -> dict[str, Any]:
+    return write_problem(f"{response.url} answered {came}: is it a tissue service?", "Something else answers there")
 
 
-def _problem(reason: str, title: str = "There is no service") -> dict[str, Any]:
+def write_problem(reason: str, title: str = "There is no service") -> dict[str, Any]:
     return {"code": "no_service", "title": title, "detail": reason}

@@ -4,11 +4,9 @@ Each table is written as every fifth of its 256 colours and interpolated in betw
 one level of 255 from the original (cividis, whose original has a kink, by four).
 """
 
-from typing import Literal
-
 import numpy as np
 
-Colormap = Literal["viridis", "cividis", "magma", "diverging"]
+from app.schemas import Colormap
 
 _ANCHORS: dict[Colormap, str] = {
     # Van der Walt and Smith's viridis and magma, CC0, and cividis of Nunez, Anderton and Renslow
@@ -43,11 +41,11 @@ _ANCHORS: dict[Colormap, str] = {
 }
 
 
-def _interpolate(anchors: str) -> np.ndarray:
+def interpolate(anchors: str) -> np.ndarray:
     known = np.frombuffer(bytes.fromhex(anchors), np.uint8).reshape(52, 3)
     levels = np.arange(256)
     channels = [np.interp(levels, levels[::5], channel) for channel in known.T]
     return np.stack(channels, axis=1).round().astype(np.uint8)
 
 
-TABLES: dict[Colormap, np.ndarray] = {name: _interpolate(anchors) for name, anchors in _ANCHORS.items()}
+TABLES: dict[Colormap, np.ndarray] = {name: interpolate(anchors) for name, anchors in _ANCHORS.items()}

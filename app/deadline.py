@@ -4,20 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 
 class DeadlineExceeded(TimeoutError):
     pass
 
 
-class ClientHungUp(ConnectionError):
-    pass
-
-
 @asynccontextmanager
 async def attended(request: Request, deadline_s: float | None) -> AsyncIterator[None]:
-    """Cancels what runs inside when nobody would have the answer any more. The body must have been read before."""
+    """Cancels what runs inside at the deadline, or when the client hangs up. The body must have been read before."""
     task = asyncio.current_task()
     assert task is not None
     has_hung_up = False
@@ -43,6 +39,6 @@ async def attended(request: Request, deadline_s: float | None) -> AsyncIterator[
         if not has_hung_up:
             raise
         task.uncancel()
-        raise ClientHungUp("the client closed the connection before it was answered") from None
+        raise ClientDisconnect("the client closed the connection before it was answered") from None
     finally:
         watcher.cancel()

@@ -1,7 +1,7 @@
 """Threads beside the model's that read and draw pictures.
 
-Large pictures, of more pixels than a tile has, wait behind each other alone, and what waits is counted in time, as what
-waits for the model is: a crowd of them is told so at once, and not when all the work was done in vain.
+Large pictures, of more pixels than a tile has, wait only for each other. What waits is counted in time, like what waits
+for the model: where there are too many, one more is refused at once, and not after work that was in vain.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ from app.memory import give_back_from_within
 
 T = TypeVar("T")
 
-QUIET_S = 1.0  # so long after the last large picture its request is answered, and what it took is free
-_OLDER_WEIGHT = 0.9  # of all before, when another large picture has been read
+QUIET_S = 1.0  # after the last large picture, when its request is answered and the memory that it took is free
+_OLDER_WEIGHT = 0.9  # of all earlier large pictures, each time that another has been read
 
 
 class Decoders:
@@ -25,28 +25,29 @@ class Decoders:
         self._small = ThreadPoolExecutor(threads, "decode")
         self._large = ThreadPoolExecutor(threads, "decode-large")
         self._loop = asyncio.get_running_loop()
-        self._pictures = 0  # large ones that wait or are being read; this and what follows: only the event loop writes
+        self._pictures = 0  # large ones that wait or are being read; only the event loop writes this and all below
         self._megapixels = 0.0  # of them
         self._tidying: asyncio.TimerHandle | None = None
         self._closed = False
-        self._known_megapixels = self._known_s = 0.0  # of those of late, and what reading them took
+        self._known_megapixels = self._known_s = 0.0  # of recent large pictures, and what reading them took
 
     async def run(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._small, work)
 
     async def read_large(self, work: Callable[[], T], megapixels: float, patience_s: float) -> T:
         self._check_room(patience_s)
-        taken_s: list[float] = []
+        taken_s = 0.0  # stays so where the picture is never begun
 
         def do_timed() -> T:
+            nonlocal taken_s
             started_at = time.monotonic()
             try:
                 return work()
             finally:
-                taken_s.append(time.monotonic() - started_at)
+                taken_s = time.monotonic() - started_at
 
         def settle(future: Future[T]) -> None:
-            self._loop.call_soon_threadsafe(self._note, megapixels, sum(taken_s))
+            self._loop.call_soon_threadsafe(self._note, megapixels, taken_s)
 
         self._pictures += 1
         self._megapixels += megapixels
@@ -75,7 +76,7 @@ class Decoders:
             self._tidying.cancel()
 
     def close(self) -> None:
-        self._closed = True  # what is still being read is noted once the pools have ended
+        self._closed = True  # pictures still being read are noted after the pools have ended
         self._stop_tidying()
         for pool in (self._small, self._large):
             pool.shutdown(cancel_futures=True)

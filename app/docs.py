@@ -7,7 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from app.errors import HTTP_KINDS, KINDS, PROBLEM_TYPE, Kind
 from app.intake import ACCEPTED_TYPES
-from app.middleware import GUARDED
+from app.middleware import is_guarded
 from app.negotiation import JSON, NPY, PNG
 from app.schemas import Problem
 
@@ -35,7 +35,7 @@ _FILE = {"type": "string", "format": "binary"}  # what lets the docs page offer 
 _RAW_BODIES: dict[str, Any] = {media_type: {"schema": _FILE} for media_type in ACCEPTED_TYPES}
 
 
-def _describe_form(field: str, schema: dict[str, Any]) -> dict[str, Any]:
+def describe_form(field: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {
         "multipart/form-data": {
             "schema": {
@@ -53,7 +53,7 @@ ONE_IMAGE = {
     "requestBody": {
         "required": True,
         "description": "The image: as form field `file`, or its bytes alone with their content type.",
-        "content": {**_describe_form("file", {**_FILE, "description": "The image"}), **_RAW_BODIES},
+        "content": {**describe_form("file", {**_FILE, "description": "The image"}), **_RAW_BODIES},
     }
 }
 
@@ -64,7 +64,7 @@ def describe_many_images(limit: int) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "description": f"Up to {limit} images, each as a form field `files`.",
-            "content": _describe_form("files", files),
+            "content": describe_form("files", files),
         }
     }
 
@@ -74,13 +74,13 @@ def describe_problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     kinds = {kind.code: kind for kind in (*KINDS.values(), *HTTP_KINDS.values())}
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in sorted((kinds[code] for code in codes), key=lambda kind: (kind.status, kind.code)):
-        response = responses.setdefault(kind.status, _describe_status(kind.status))
+        response = responses.setdefault(kind.status, describe_status(kind.status))
         response["description"] = " / ".join(filter(None, [response["description"], kind.title]))
-        response["content"][PROBLEM_TYPE]["examples"][kind.code] = {"value": _give_example(kind)}
+        response["content"][PROBLEM_TYPE]["examples"][kind.code] = {"value": give_example(kind)}
     return responses
 
 
-def _describe_status(status: int) -> dict[str, Any]:
+def describe_status(status: int) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
     response: dict[str, Any] = {"description": "", "content": {PROBLEM_TYPE: {"schema": schema, "examples": {}}}}
     if status == 503:
@@ -90,16 +90,9 @@ def _describe_status(status: int) -> dict[str, Any]:
     return response
 
 
-def _give_example(kind: Kind) -> dict[str, Any]:
-    problem = Problem(
-        type=f"urn:tissue:problem:{kind.code}",
-        title=kind.title,
-        status=kind.status,
-        detail="a sentence that says what came, what was expected and what to do",
-        code=kind.code,
-        request_id="5f0c7d9c0f0e4c1d8d6f4f1f2b3a4c5d",
-    )
-    return problem.model_dump(exclude_none=True)
+def give_example(kind: Kind) -> dict[str, Any]:
+    detail = "a sentence that says what came, what was expected and what to do"
+    return kind.problem(detail, request_id="5f0c7d9c0f0e4c1d8d6f4f1f2b3a4c5d").model_dump(exclude_none=True)
 
 
 _BODY = (
@@ -140,19 +133,19 @@ def write_openapi(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
     )
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     document["components"]["schemas"] |= {**problem.pop("$defs", {}), "Problem": problem}
-    for operation in _list_operations(document):
+    for operation in list_operations(document):
         for parameter in operation.get("parameters", []):
-            parameter["schema"] = _drop_null(parameter["schema"])
+            parameter["schema"] = drop_null(parameter["schema"])
     if has_keys:
-        _add_key(document)
+        add_key(document)
     return document
 
 
-def _list_operations(document: dict[str, Any]) -> list[dict[str, Any]]:
+def list_operations(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [operation for operations in document["paths"].values() for operation in operations.values()]
 
 
-def _drop_null(schema: dict[str, Any]) -> dict[str, Any]:
+def drop_null(schema: dict[str, Any]) -> dict[str, Any]:
     """A parameter can be left out, but a query string has no null."""
     kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
     if not kinds:
@@ -161,12 +154,12 @@ def _drop_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**kinds[0], **rest} if len(kinds) == 1 else {**rest, "anyOf": kinds}
 
 
-def _add_key(document: dict[str, Any]) -> None:
+def add_key(document: dict[str, Any]) -> None:
     document["components"]["securitySchemes"] = {
         "Key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "One of the service's keys"},
         "Bearer": {"type": "http", "scheme": "bearer", "description": "The same keys as a token"},
     }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            if method == "post" or path in GUARDED:
+            if is_guarded(method.upper(), path):
                 operation["security"] = [{"Key": []}, {"Bearer": []}]

@@ -23,7 +23,7 @@ MEASURE_S = 1.0  # long enough that one pause of the scheduler doesn't count
 class Finding:
     subject: str
     text: str
-    advice: str = ""  # there is some where something is wrong
+    advice: str = ""  # empty where nothing is wrong
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -40,7 +40,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def examine_runtime() -> Finding:
-    installed = {name: version for name in ("onnxruntime", "onnxruntime-gpu") if (version := _version(name))}
+    installed = {name: version for name in ("onnxruntime", "onnxruntime-gpu") if (version := find_version(name))}
     wheels = ", ".join(f"{name} {version}" for name, version in installed.items())
     advice = ""
     if len(installed) > 1:
@@ -76,7 +76,7 @@ def examine_artifact(settings: Settings) -> Finding:
 
 
 def examine_answers(settings: Settings) -> Iterator[Finding]:
-    """The golden tile on the device and in the precision asked for, and how fast others follow."""
+    """How the golden tile is answered on the device and in the precision asked for, and how fast others are."""
     try:
         classifier = open_classifier(settings.artifact, settings.device, settings.precision, settings.intra_threads)
     except CorruptArtifact as error:
@@ -99,7 +99,7 @@ def examine_speed(classifier: Classifier) -> Finding:
 
 
 def measure_rate(call: Callable[[], object], callers: int) -> float:
-    """Calls per second when so many threads call without a pause."""
+    """Calls per second when `callers` threads call without a pause."""
     call()
     start = time.perf_counter()
 
@@ -115,7 +115,7 @@ def measure_rate(call: Callable[[], object], callers: int) -> float:
     return calls / (time.perf_counter() - start)
 
 
-def _version(distribution: str) -> str | None:
+def find_version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

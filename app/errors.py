@@ -1,10 +1,4 @@
-"""Which exception becomes which answer: the one place that knows statuses.
-
-ValueError     what came can't be used: 4xx
-RuntimeError   it could be used, but not now: 503
-TimeoutError   it took too long: 408, 504
-anything else  a fault of ours: 500, its cause in the log only
-"""
+"""Which exception becomes which answer: the one place that knows statuses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +12,7 @@ from starlette.responses import Response
 from app import schemas
 from app.answers import CoverageUnavailable
 from app.batcher import QueueFull, ShuttingDown
-from app.deadline import ClientHungUp, DeadlineExceeded
+from app.deadline import DeadlineExceeded
 from app.intake import EmptyBody, MalformedForm, StalledUpload, TooManyImages, WrongContentType, WrongField
 from app.maps import LayerOutOfRange, MethodUnavailable, TargetUnknown, UnsuitableOptions
 from app.middleware import BodyTooLarge, TooManyUploads, WrongKey
@@ -45,6 +39,19 @@ class Kind:
     status: int
     code: str
     title: str
+
+    def problem(
+        self, detail: str, request_id: str | None = None, errors: list[schemas.ParameterError] | None = None
+    ) -> schemas.Problem:
+        return schemas.Problem(
+            type=f"urn:tissue:problem:{self.code}",
+            title=self.title,
+            status=self.status,
+            detail=detail,
+            code=self.code,
+            request_id=request_id,
+            errors=errors,
+        )
 
 
 KINDS: dict[type[Exception], Kind] = {
@@ -74,13 +81,12 @@ KINDS: dict[type[Exception], Kind] = {
     CoverageUnavailable: Kind(422, "coverage_unavailable", "The coverage is not available"),
     RequestValidationError: Kind(422, "invalid_parameter", "A parameter is invalid"),
     ClientDisconnect: Kind(499, "client_hung_up", "The client hung up"),
-    ClientHungUp: Kind(499, "client_hung_up", "The client hung up"),
     QueueFull: Kind(503, "queue_full", "The service is busy"),
     TooManyUploads: Kind(503, "too_many_uploads", "Too much is being uploaded"),
     ShuttingDown: Kind(503, "shutting_down", "The service is shutting down"),
     NotReady: Kind(503, "not_ready", "The service is not ready"),
     DeadlineExceeded: Kind(504, "deadline_exceeded", "The answer took too long"),
-    Exception: Kind(500, "internal_error", "Something went wrong here"),
+    Exception: Kind(500, "internal_error", "Something went wrong here"),  # the cause is for the log only
 }
 HTTP_KINDS = {
     404: Kind(404, "not_found", "There is nothing here"),
@@ -99,29 +105,22 @@ def find_kind(error: Exception) -> Kind:
     return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
 
 
-def describe(error: Exception, request_id: str) -> schemas.Problem:
+def describe_error(error: Exception, request_id: str) -> schemas.Problem:
     kind = find_kind(error)
-    return schemas.Problem(
-        type=f"urn:tissue:problem:{kind.code}",
-        title=kind.title,
-        status=kind.status,
-        detail=_tell(error, kind),
-        code=kind.code,
-        request_id=request_id,
-        errors=_list_parameters(error) if isinstance(error, RequestValidationError) else None,
-    )
+    errors = list_parameters(error) if isinstance(error, RequestValidationError) else None
+    return kind.problem(write_detail(error, kind), request_id, errors)
 
 
 def respond(error: Exception, scope: Mapping[str, Any]) -> Response:
-    problem = describe(error, scope["trace"].request_id)
+    problem = describe_error(error, scope["trace"].request_id)
     scope["trace"].problem = problem.code
     body = problem.model_dump_json(exclude_none=True)
-    return Response(body, problem.status, _choose_headers(error), media_type=PROBLEM_TYPE)
+    return Response(body, problem.status, choose_headers(error), media_type=PROBLEM_TYPE)
 
 
-def _tell(error: Exception, kind: Kind) -> str:
+def write_detail(error: Exception, kind: Kind) -> str:
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{entry.parameter}: {entry.message}" for entry in _list_parameters(error))
+        return "; ".join(f"{entry.parameter}: {entry.message}" for entry in list_parameters(error))
     if isinstance(error, HTTPException):
         return HTTP_DETAILS.get(error.status_code, error.detail)
     if kind.status == 500:
@@ -129,18 +128,18 @@ def _tell(error: Exception, kind: Kind) -> str:
     return str(error) or kind.title
 
 
-def _list_parameters(error: RequestValidationError) -> list[schemas.ParameterError]:
-    """Without the values that came: they may be anything, and logs and answers should not repeat it."""
+def list_parameters(error: RequestValidationError) -> list[schemas.ParameterError]:
+    """Without the values that came: they may be anything, and logs and answers should not repeat them."""
     return [
         schemas.ParameterError(
-            parameter=str(entry["loc"][1]),  # what follows are names of pydantic's for the types it tried
+            parameter=str(entry["loc"][1]),  # what follows are pydantic's names for the types that it tried
             message=UNKNOWN_PARAMETER if entry["type"] == "extra_forbidden" else entry["msg"],
         )
         for entry in error.errors()
     ]
 
 
-def _choose_headers(error: Exception) -> dict[str, str]:
+def choose_headers(error: Exception) -> dict[str, str]:
     if isinstance(error, HTTPException):
         return dict(error.headers or {})
     if isinstance(error, QueueFull | TooManyUploads | ShuttingDown | NotReady):

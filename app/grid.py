@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.export import Answer, spread
+from app.settings import MOST_MEGAPIXELS
 from model.pixels import MIN_SIDE_PX, ImageRefused, ImageTooSmall, Note, choose_field, choose_mpp, decode
 
-MAX_MEGAPIXELS = 178  # where Pillow itself stops
-UNKNOWN = "#808080"  # colour of a class that came with another model, meanwhile
+UNKNOWN = "#808080"  # colour of a class that the card lacks, as the service has changed its model meanwhile
 
 
-class Box(NamedTuple):
+class Place(NamedTuple):
     """In the pixels of the upright field, from its top left."""
 
     x: int
@@ -31,11 +31,11 @@ class Field:
     rgb: NDArray[np.uint8]  # (height, width, 3)
     mpp: float
     side_px: int  # of a tile; whole pixels, so that each tile is a picture of its own
-    notes: tuple[Note, ...]  # on the field's file, of which its tiles' pictures know nothing
+    notes: tuple[Note, ...]  # about the field's file, which the pictures of its tiles don't tell
 
 
 def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) -> Field:
-    picture = decode(data, MAX_MEGAPIXELS)
+    picture = decode(data, MOST_MEGAPIXELS)
     mpp, _ = choose_mpp(picture, mpp)
     if mpp is None:
         raise ImageRefused("The file doesn't tell its scale, which says how large a tile is. Give um per pixel (mpp).")
@@ -46,16 +46,16 @@ def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) ->
             f"At {mpp:g} um per pixel a tile has {side_px} x {side_px} px; it must have at least {MIN_SIDE_PX}."
             " Send the field at a higher magnification."
         )
-    return Field(picture.rgb, mpp, side_px, picture.warnings)
+    return Field(picture.rgb, mpp, side_px, picture.notes)
 
 
-def cut(field: Field) -> Iterator[tuple[Box, bytes]]:
+def cut_field(field: Field) -> Iterator[tuple[Place, bytes]]:
     """Row by row, each as a PNG; what remains at the right and at the bottom is no whole tile and left out."""
     side = field.side_px
     height, width, _ = field.rgb.shape
     for y in range(0, height - side + 1, side):
         for x in range(0, width - side + 1, side):
-            yield Box(x, y, side, side), encode(field.rgb[y : y + side, x : x + side])
+            yield Place(x, y, side, side), encode(field.rgb[y : y + side, x : x + side])
 
 
 def encode(rgb: NDArray[np.uint8]) -> bytes:
@@ -77,11 +77,11 @@ def draw_tile(answer: Answer, colors: Mapping[str, str]) -> dict[str, Any]:
     properties = {"objectType": "tile", "measurements": measurements, "metadata": {"verdict": answer["verdict"]}}
     if answer["verdict"] != "out_of_scope":  # or glass would be painted as a tissue
         properties["classification"] = {"name": label, "color": list(bytes.fromhex(colors.get(label, UNKNOWN)[1:]))}
-    geometry = {"type": "Polygon", "coordinates": [outline(Box(**answer["box"]))]}
+    geometry = {"type": "Polygon", "coordinates": [outline(Place(**answer["box"]))]}
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
-def outline(box: Box) -> list[list[int]]:
+def outline(place: Place) -> list[list[int]]:
     """Closed: the last corner is the first."""
-    left, top, right, bottom = box.x, box.y, box.x + box.width, box.y + box.height
+    left, top, right, bottom = place.x, place.y, place.x + place.width, place.y + place.height
     return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]

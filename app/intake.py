@@ -17,11 +17,11 @@ from starlette.requests import ClientDisconnect, Request
 if TYPE_CHECKING:  # the name exists for type checkers only
     from python_multipart.multipart import MultipartCallbacks
 
-ANY_BYTES = "application/octet-stream"  # as which HTTP libraries send bytes, if not as nothing at all
+ANY_BYTES = "application/octet-stream"  # what HTTP libraries call bytes, where they call them anything
 ACCEPTED_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/webp", "image/bmp", ANY_BYTES)
-STALL_S = 30  # a client that sends nothing for so long has lost its line, or means no good
+STALL_S = 30  # a client that sends nothing for this long has lost its connection, or means harm
 MOST_DELIMITERS = 512  # of a form; those of the most images that are taken are far fewer
-UPLOAD_S = 300  # the largest body at 1 Mbit/s; one that drips would else hold its memory for days
+UPLOAD_S = 300  # the largest body at 1 Mbit/s; one that drips would otherwise hold its memory for days
 
 
 class EmptyBody(ValueError):
@@ -57,12 +57,12 @@ class Upload:
 async def read_image(request: Request) -> Upload:
     """The one image of a request: its raw body, or the form field `file`."""
     content_type = request.headers.get("content-type", "")
-    if not content_type or _is_image(content_type):
-        upload = Upload(b"".join([chunk async for chunk in _read_chunks(request)]))
-    elif _is_form(content_type):
-        upload = (await _read_form(request, content_type, field="file", limit=1))[0]
+    if not content_type or is_image(content_type):
+        upload = Upload(b"".join([chunk async for chunk in read_chunks(request)]))
+    elif is_form(content_type):
+        upload = (await read_form(request, content_type, field="file", limit=1))[0]
     else:
-        raise WrongContentType(_explain_content_type(content_type))
+        raise WrongContentType(explain_content_type(content_type))
     if not upload.data:
         raise EmptyBody("the image is empty: 0 bytes came. Send the file's bytes as body or as form field 'file'")
     return upload
@@ -71,24 +71,24 @@ async def read_image(request: Request) -> Upload:
 async def read_images(request: Request, limit: int) -> list[Upload]:
     """All files of the form field `files`, in order; an empty one is for whoever decodes it to complain about."""
     content_type = request.headers.get("content-type", "")
-    if not _is_form(content_type):
+    if not is_form(content_type):
         raise WrongContentType(
             f"the content type is {content_type or 'missing'}, expected multipart/form-data with one or more fields "
             "'files'; for a single raw image use /predict"
         )
-    return await _read_form(request, content_type, field="files", limit=limit)
+    return await read_form(request, content_type, field="files", limit=limit)
 
 
-def _is_image(content_type: str) -> bool:
+def is_image(content_type: str) -> bool:
     kind = content_type.partition(";")[0].strip().lower()
     return kind.startswith("image/") or kind == ANY_BYTES
 
 
-def _is_form(content_type: str) -> bool:
+def is_form(content_type: str) -> bool:
     return content_type.lower().startswith("multipart/form-data")
 
 
-def _explain_content_type(content_type: str) -> str:
+def explain_content_type(content_type: str) -> str:
     curl = " (what curl sends unless told otherwise)" if "urlencoded" in content_type else ""
     return (
         f"the content type is {content_type}{curl}; send the header 'Content-Type: image/png' "
@@ -96,7 +96,7 @@ def _explain_content_type(content_type: str) -> str:
     )
 
 
-async def _read_chunks(request: Request) -> AsyncIterator[bytes]:
+async def read_chunks(request: Request) -> AsyncIterator[bytes]:
     ends_at = asyncio.get_running_loop().time() + UPLOAD_S
     more = True
     while more:
@@ -113,7 +113,7 @@ async def _read_chunks(request: Request) -> AsyncIterator[bytes]:
         more = message.get("more_body", False)
 
 
-async def _read_form(request: Request, content_type: str, *, field: str, limit: int) -> list[Upload]:
+async def read_form(request: Request, content_type: str, *, field: str, limit: int) -> list[Upload]:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise MalformedForm(
@@ -123,7 +123,7 @@ async def _read_form(request: Request, content_type: str, *, field: str, limit: 
     delimiter, delimiters = b"\r\n--" + boundary, 0
     try:
         parser = MultipartParser(boundary, form.callbacks())
-        async for chunk in _read_chunks(request):
+        async for chunk in read_chunks(request):
             # Of what looks like one and goes on otherwise the parser reads byte by byte: a second a MiB.
             delimiters += chunk.count(delimiter)
             if delimiters > MOST_DELIMITERS:

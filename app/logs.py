@@ -21,7 +21,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "pid": record.process,
-            **_extras(record),
+            **read_extras(record),
         }
         if record.exc_info:
             event["trace"] = self.formatException(record.exc_info)
@@ -31,17 +31,16 @@ class JsonLines(logging.Formatter):
 class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).isoformat(" ", "milliseconds")
-        extras = "".join(f" {name}={value}" for name, value in _extras(record).items())
+        extras = "".join(f" {name}={value}" for name, value in read_extras(record).items())
         line = f"{time} {record.levelname:<7} {record.getMessage()}{extras}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class Gathered(logging.StreamHandler[TextIO]):
-    """Words and writes the lines of requests together, when told to; anything else takes them along at once.
+    """Writes access lines in batches: on `flush`, or with the first other line.
 
-    In a write other threads get the interpreter, and while model calls go on it comes back late: at a write a request
-    the event loop would wait for that as long as it works. Wording many at once finds its code in the caches that a
-    model call has emptied.
+    Each write lets other threads have the interpreter, and while model calls run it comes back late; formatting many at
+    once also keeps that code in the CPU's caches.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -75,5 +74,5 @@ def write_gathered() -> None:
         handler.flush()
 
 
-def _extras(record: logging.LogRecord) -> dict[str, object]:
+def read_extras(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in vars(record).items() if name not in _OWN}

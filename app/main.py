@@ -20,11 +20,12 @@ from starlette.staticfiles import StaticFiles
 
 from app import docs, routes
 from app.batcher import Batcher
+from app.calls import ERRANDS, Item, Work, answer_questions
 from app.decoders import Decoders
 from app.errors import KINDS, respond
 from app.metrics import Metrics
 from app.middleware import STATIC, BodyLimit, KeyCheck, LastResort, SecurityHeaders, Tracing
-from app.service import ERRANDS, Item, ModelCall, Service, Work, answer_questions
+from app.service import Service
 from app.settings import Settings
 from model.session import CUDA_BATCHES, Classifier, DeviceUnavailable, available_cores, open_classifier
 
@@ -100,7 +101,7 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         max_batch = choose_max_batch(settings, classifier)
         await asyncio.to_thread(warm, classifier, max_batch)
         batcher: Batcher[Work, Item, Any] = Batcher(
-            answer_questions(classifier, lambda call: count_call(metrics, call)),
+            answer_questions(classifier, metrics.observe_call),
             threads=settings.infer_threads or (1 if classifier.device == "cuda" else cores),
             limits={"predict": max_batch, "explain": max_batch, "errand": ERRANDS},
             max_queue=settings.max_queue,
@@ -108,7 +109,7 @@ def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], Ab
         decoders = Decoders(settings.decode_threads or cores)
         app.state.service = service = Service(settings, classifier, batcher, decoders, metrics)
         shown = service.model
-        await asyncio.to_thread(app.openapi)  # takes 0.1 s, in which the first reader would stop everybody
+        await asyncio.to_thread(app.openapi)  # takes 0.1 s, in which its first reader would keep everybody waiting
         metrics.model.labels(shown.name, shown.version, shown.digest, shown.device, shown.precision).set(1)
         try:
             yield
@@ -141,8 +142,3 @@ def warm(classifier: Classifier, max_batch: int) -> None:
             raise DeviceUnavailable(
                 f"a batch of {size} fails on {classifier.device}: {error}. Set TISSUE_MAX_BATCH lower"
             ) from error
-
-
-def count_call(metrics: Metrics, call: ModelCall) -> None:
-    metrics.call_seconds.labels(call.graph).observe(call.seconds)
-    metrics.call_tiles.labels(call.graph).observe(call.tiles)

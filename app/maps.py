@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.schemas import AttentionOptions
-from model.artifact import MapMethod
+from model.artifact import Manifest, MapMethod
 from model.occlusion import Floats, fall_of_logits
 from model.session import Explanations, Predictions
 
@@ -49,9 +49,9 @@ class Drawable:
 
 
 def choose_method(options: AttentionOptions, default: MapMethod) -> MapMethod:
-    """What the options mean. One that would be overlooked is refused: its map would be taken for another.
+    """The method that the options mean. One that it would overlook is refused: its map would be taken for another.
 
-    At its default it counts as not given, for the form of the API docs sends them all.
+    An option at its default counts as not given, since the form of the API docs sends all of them.
     """
     given = [name for name in OWNERS if getattr(options, name) != AttentionOptions.model_fields[name].default]
     owners = {OWNERS[name] for name in given}
@@ -64,9 +64,39 @@ def choose_method(options: AttentionOptions, default: MapMethod) -> MapMethod:
         raise UnsuitableOptions("layout=heads shows all layers and heads; leave out layer and head")
     if options.method or owners:
         return options.method or owners.pop()
-    # Attention and rollout are of no class, occlusion isn't merged over views; by name they can be had all the same.
+    # Attention and rollout are of no class, and occlusion isn't merged over views: a default gives way to evidence.
     of_no_class = options.target is not None and default in ("attention", "rollout")
     return "evidence" if of_no_class or (options.tta and default == "occlusion") else default
+
+
+def check_options(options: AttentionOptions, manifest: Manifest) -> None:
+    """Whether the model has the map that they ask for, by a method that is chosen."""
+    assert options.method is not None
+    check_method(options.method, manifest.maps.methods, manifest.architecture.kind)
+    if options.target is not None:
+        find_class(manifest.class_names, options.target)
+    if options.layer is not None:
+        check_range("layer", options.layer, manifest.layers)
+    if options.head != "mean":
+        check_range("head", options.head, manifest.heads)
+    if options.method == "occlusion" and options.tta:
+        raise UnsuitableOptions("occlusion asks the model once a mask already; leave out tta, or take another method")
+    if options.method == "occlusion" and options.masks > manifest.grid**2:
+        raise UnsuitableOptions(f"{options.masks} masks are more than the {manifest.grid**2} patches of this model")
+
+
+def check_method(method: MapMethod, methods: Sequence[MapMethod], architecture: str) -> None:
+    if method not in methods:
+        raise MethodUnavailable(
+            f"this model ({architecture}) has no {method}: it works without tokens that attend to each other; "
+            f"the methods it has are {', '.join(methods)}"
+        )
+
+
+def check_range(name: str, index: int, count: int) -> None:
+    if not 0 <= index < count:
+        known = f"{count}, numbered from 0 to {count - 1}" if count else "none"
+        raise LayerOutOfRange(f"{name} {index} is out of range: this model has {known}")
 
 
 def find_class(names: list[str], target: str) -> int:
@@ -80,12 +110,9 @@ def read_attention(
 ) -> Drawable:
     attention = explanations.attention[0]  # (L, H, G, G)
     layer = attention.shape[0] - 1 if layer is None else layer
-    check_range("layer", layer, attention.shape[0])
-    if head != "mean":
-        check_range("head", head, attention.shape[1])
     grid = attention[layer].mean(axis=0) if head == "mean" else attention[layer, head]
-    found = {"layer": layer, "head": head, "uniform_level": 1 / grid.size, "logit_share": logit_share}
-    return Drawable("attention", "share of attention", False, False, grid, **found)
+    shown = {"layer": layer, "head": head, "uniform_level": 1 / grid.size, "logit_share": logit_share}
+    return Drawable("attention", "share of attention", False, False, grid, **shown)
 
 
 def read_heads(explanations: Explanations, logit_share: float) -> Drawable:
@@ -112,17 +139,3 @@ def read_occlusion(
     left = np.concatenate([answer.logits for answer in masked])  # (M, K)
     grid = fall_of_logits(whole.logits[0], left, groups)[target]
     return Drawable("occlusion", "fall of the logit without the patch", True, True, grid, target=names[target])
-
-
-def check_method(method: MapMethod, methods: Sequence[MapMethod], architecture: str) -> None:
-    if method not in methods:
-        raise MethodUnavailable(
-            f"this model ({architecture}) has no {method}: it works without tokens that attend to each other; "
-            f"the methods it has are {', '.join(methods)}"
-        )
-
-
-def check_range(name: str, index: int, count: int) -> None:
-    if not 0 <= index < count:
-        known = f"{count}, numbered from 0 to {count - 1}" if count else "none"
-        raise LayerOutOfRange(f"{name} {index} is out of range: this model has {known}")

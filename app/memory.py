@@ -7,8 +7,8 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 
-# Free at the top of the heap, and in a piece of its own: more than a tile needs, so that no request has to take memory
-# from the system page by page and give it back again.
+# How much may lie free at the top of the heap, and from which size on a piece gets memory of its own: more than a tile
+# needs, so that no request has to take memory from the system page by page and give it back again.
 TRIM_BYTES = 4 << 20
 MMAP_BYTES = 1 << 20
 
@@ -29,7 +29,7 @@ def give_back_what_is_free() -> None:
 
 
 def give_back_from_within() -> None:
-    """What is free below something that is not, as crowds of large pictures leave it; takes some milliseconds."""
+    """Also what lies free between pieces in use, as crowds of large pictures leave it; takes some milliseconds."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):

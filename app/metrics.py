@@ -14,6 +14,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from app.trace import STAGES
+
 # prometheus-client reads this variable when it is imported: the parent of several workers sets it before they start.
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,7 +41,7 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "tissue_stage_seconds",
-            "Time a request, or an image of a batch, spent in a stage: upload, decode, queue, infer, render.",
+            f"Time a request, or an image of a batch, spent in a stage: {', '.join(STAGES)}.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -76,6 +78,10 @@ class Metrics:
     def observe_stages(self, stages_s: dict[str, float]) -> None:
         for stage, seconds in stages_s.items():
             self.stage_seconds.labels(stage).observe(seconds)
+
+    def observe_call(self, graph: str, tiles: int, seconds: float) -> None:
+        self.call_seconds.labels(graph).observe(seconds)
+        self.call_tiles.labels(graph).observe(tiles)
 
     def expose(self) -> bytes:
         if FOLDER_VARIABLE not in os.environ:

@@ -25,10 +25,9 @@ log = logging.getLogger(ACCESS)
 
 STATIC = "/static/"
 DOCUMENT = "/openapi.json"
-QUIET = ("/healthz", "/readyz", "/metrics", STATIC)  # asked so often that their log lines would bury the others
-GUARDED = ("/model", "/metrics")  # and every POST
+QUIET = ("/healthz", "/readyz", "/metrics", STATIC)  # asked for so often that their log lines would bury the others
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
-BUFFERED_BYTES = 1 << 16  # of a body that nobody reads uvicorn takes so many off the line
+BUFFERED_BYTES = 1 << 16  # uvicorn reads this much of a body that nobody asks for
 
 _SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -60,7 +59,7 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        # Answers are about patients' pictures; the page's own files may be kept, but must be asked about.
+        # Answers are about patients' pictures; the page's own files may be kept, but are asked about before each use.
         caching = b"no-cache" if scope["path"].startswith(STATIC) else b"no-store"
         defaults = {**_SECURITY_HEADERS, b"cache-control": caching}
 
@@ -88,7 +87,7 @@ class Tracing:
         headers = Headers(scope=scope)
         trace = scope["trace"] = Trace(choose_request_id(headers.get("x-request-id")))
         status = 0
-        is_held_back = headers.get("expect", "").lower() == "100-continue"  # the body, until somebody wants it
+        is_held_back = headers.get("expect", "").lower() == "100-continue"  # a body that waits until it is asked for
 
         async def receive_noted() -> Message:
             nonlocal is_held_back
@@ -113,14 +112,14 @@ class Tracing:
     def _write_headers(self, trace: Trace, announced: int, is_held_back: bool) -> Iterable[tuple[bytes, bytes]]:
         yield b"x-request-id", trace.request_id.encode()
         yield b"server-timing", trace.write_server_timing().encode()
-        # A body that is held back never comes, and the next request would be taken for it. While draining, so that
-        # clients that keep their connection go elsewhere in time; closed amid a body, it would be reset, and the answer
-        # lost with it.
+        # A body that is held back will never come, and the next request would be taken for it. While draining, clients
+        # that keep their connection should go elsewhere in time, but not amid a body: closed then, the connection would
+        # be reset, and the answer lost with it.
         if is_held_back or (self.is_draining() and announced <= BUFFERED_BYTES):
             yield b"connection", b"close"
 
     def _account(self, scope: Scope, trace: Trace, status: int) -> None:
-        route = _name_route(scope)
+        route = name_route(scope)
         seconds = trace.elapsed_s()
         self.metrics.requests.labels(route, scope["method"], status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
@@ -129,17 +128,17 @@ class Tracing:
             self.metrics.problems.labels(trace.problem).inc()
         level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO
         if log.isEnabledFor(level):
-            log.log(level, "request", extra=_describe(scope, trace, route, status, seconds))
+            log.log(level, "request", extra=describe_request(scope, trace, route, status, seconds))
 
 
-def _name_route(scope: Scope) -> str:
+def name_route(scope: Scope) -> str:
     """Never the path itself, which may be anything, and would be a label of its own."""
     if scope["path"].startswith(STATIC):
         return STATIC
     return DOCUMENT if scope["path"] == DOCUMENT else getattr(scope.get("route"), "path", "none")
 
 
-def _describe(scope: Scope, trace: Trace, route: str, status: int, seconds: float) -> dict[str, object]:
+def describe_request(scope: Scope, trace: Trace, route: str, status: int, seconds: float) -> dict[str, object]:
     fields: dict[str, object] = {
         "method": scope["method"],
         "route": route,
@@ -152,7 +151,7 @@ def _describe(scope: Scope, trace: Trace, route: str, status: int, seconds: floa
 
 
 class LastResort:
-    """An error nobody foresaw goes into the log, and is answered like any other; so is who came too late."""
+    """Logs and answers an error that nobody foresaw; answers whoever is still uploading when the service ends."""
 
     def __init__(self, app: ASGIApp, *, respond: Respond) -> None:
         self.app = app
@@ -187,10 +186,14 @@ class KeyCheck:
     def __init__(self, app: ASGIApp, *, keys: frozenset[str], respond: Respond) -> None:
         self.app = app
         self.respond = respond
-        self.digests = [_digest(key.encode()) for key in keys]
+        self.digests = [hash_key(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_guarded(scope) and not self._admits(Headers(scope=scope)):
+        if (
+            scope["type"] == "http"
+            and is_guarded(scope["method"], scope["path"])
+            and not self._admits(Headers(scope=scope))
+        ):
             error = WrongKey("this route needs a key, as header 'X-API-Key: KEY' or 'Authorization: Bearer KEY'")
             return await self.respond(error, scope)(scope, receive, send)
         return await self.app(scope, receive, send)
@@ -198,29 +201,29 @@ class KeyCheck:
     def _admits(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         bearer = token if scheme.lower() == "bearer" else ""
-        # Of blanks alone: read as Latin-1, the last byte of a letter may look like another kind of space.
+        # Only blanks are taken off: read as Latin-1, the last byte of a letter may look like another kind of space.
         offered = [key.strip(" \t") for key in (headers.get("x-api-key", ""), bearer)]
-        # Beyond ASCII a browser sends Latin-1, as which headers are read here, and nearly all else UTF-8.
+        # Headers are read as Latin-1 here. Beyond ASCII that is what browsers send; nearly all others send UTF-8.
         forms = [form for key in offered for form in (key.encode(), key.encode("latin-1"))]
         # Digests have one length and every key is compared, so the time taken tells nothing about them.
-        matches = [hmac.compare_digest(_digest(form), digest) for form in forms for digest in self.digests]
+        matches = [hmac.compare_digest(hash_key(form), digest) for form in forms for digest in self.digests]
         return any(matches)
 
 
-def _is_guarded(scope: Scope) -> bool:
-    return scope["method"] == "POST" or scope["path"] in GUARDED
+def is_guarded(method: str, path: str) -> bool:
+    return method == "POST" or path in ("/model", "/metrics")
 
 
-def _digest(key: bytes) -> bytes:
+def hash_key(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
 class BodyLimit:
-    """Refuses a body by its announced length, or while it streams in; and what would be too much with all others.
+    """Refuses a body that is too long, as announced or as it streams in, or too much together with all others.
 
     Bodies are held in memory until they are answered, and some come slowly: without a limit on their sum a few hundred
-    large ones would end the process, and all that is in hand with it. Small ones pass: tiles shouldn't wait for those
-    who fill it.
+    large ones would end the process, and all that is in hand with it. Small ones pass: tiles shouldn't be refused
+    because of those who send large bodies.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
@@ -253,7 +256,7 @@ class BodyLimit:
             held = 0
 
         async def send_and_let_go(message: Message) -> None:
-            let_go()  # the answer is there, so nobody looks at the body any more; who knows when it will be read
+            let_go()  # nobody needs the body once the answer is there, which the client may read slowly
             await send(message)
 
         try:

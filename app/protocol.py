@@ -6,11 +6,11 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-HEAD_S = 65  # balancers open connections ahead of need as well
+HEAD_S = 65  # for the head of a request to come; balancers open connections ahead of need as well
 HEAD_BYTES = 1 << 16
 MOST_WAITING = 16  # requests of one connection that were sent before the one ahead of them was answered
-READ_S = 60  # so long an answer may lie unread
-REST_S = 30  # so long the rest of a body may come whose request is answered already
+READ_S = 60  # how long an answer may wait to be read
+REST_S = 30  # how long the rest of a body may take once its request is answered
 HEAD_END = re.compile(rb"\r?\n\r?\n")  # bare line feeds are for the parser to judge
 UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
@@ -21,7 +21,7 @@ class TooManyWaiting(Exception):
 
 class BoundedProtocol(HttpToolsProtocol):
     """Hangs up on whoever connects without asking for anything, never comes to the end of a head, sends one without
-    end, doesn't read its answer, or never comes to the end of a body that was refused: no other time to wait runs then,
+    end, doesn't read its answer, or never comes to the end of a body that was refused: no other time limit runs then,
     and such connections would pile up.
 
     Overlooks the offer to change to HTTP/2 that Java's HttpClient makes with its first request, for httptools would
@@ -77,7 +77,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._unparsed_bytes = 0
-        self._stop_awaiting_head()
+        cancel(self._silence)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -86,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._is_between_requests = True
-        self._cancel_rest()
+        cancel(self._rest)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -99,13 +99,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._cancel_stall()
+        cancel(self._stall)
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_awaiting_head()
-        self._cancel_stall()
-        self._cancel_rest()
+        for timer in (self._silence, self._stall, self._rest):
+            cancel(timer)
         if self._running is not None and not self._running.response_complete:  # uvicorn tells the newest alone
             self._running.disconnected = True
             self._running.message_event.set()
@@ -121,20 +120,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
 
     def _await_head(self) -> None:
-        self._stop_awaiting_head()
+        cancel(self._silence)
         self._silence = self.loop.call_later(HEAD_S, self.transport.close)
 
-    def _stop_awaiting_head(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
 
-    def _cancel_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _cancel_rest(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
+def cancel(timer: asyncio.TimerHandle | None) -> None:
+    """Where there is one; to cancel it a second time, or once it has run, does nothing."""
+    if timer is not None:
+        timer.cancel()

@@ -17,7 +17,7 @@ from app import docs, schemas
 from app.answers import describe_attention, describe_input, write_caption
 from app.batcher import QueueFull
 from app.deadline import DeadlineExceeded, attended
-from app.errors import describe
+from app.errors import describe_error
 from app.intake import Upload, read_image, read_images
 from app.maps import Drawable, choose_method
 from app.metrics import CONTENT_TYPE, Metrics
@@ -32,7 +32,7 @@ log = logging.getLogger("tissue")
 
 MAX_IMAGES = 64  # in one batch request: with the body limit it bounds what one client can put into memory
 SIDE_BY_SIDE = 8  # images of one batch under way at a time, so that it doesn't push all others out of the queue
-RETRY_S = 0.05  # so long one of them waits before it asks for a place again
+RETRY_S = 0.05  # how long one of them waits before it asks for a place again
 
 WEB = Path(__file__).parent / "web"
 PAGE_POLICY = (
@@ -50,8 +50,8 @@ _batch_items: TypeAdapter[BatchItems] = TypeAdapter(BatchItems)
 router = APIRouter(route_class=OptionsRoute)
 
 
-# Called by the handlers instead of declared as dependencies, which FastAPI resolves anew for every request: that
-# takes longer than half of all else in this file.
+# The handlers call these instead of declaring them as dependencies, which FastAPI resolves anew for every request: that
+# takes more than half as long as all else in this file.
 def find_service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
@@ -85,7 +85,7 @@ async def predict(request: Request, options: Annotated[schemas.PredictOptions, Q
 @router.post(
     "/predict/batch",
     tags=["Images"],
-    summary="The same for up to 64 images",
+    summary=f"The same for up to {MAX_IMAGES} images",
     response_model=BatchItems,
     response_description="One item an image, in order",
     responses=docs.BATCH_PROBLEMS,
@@ -123,7 +123,7 @@ async def predict_batch(request: Request, options: Annotated[schemas.PredictOpti
 async def predict_in_turn(
     service: Service, upload: Upload, trace: Trace, options: schemas.PredictOptions
 ) -> schemas.Prediction:
-    """Waits for a place: one full moment would else refuse this image and, at once, all that come behind it."""
+    """Waits for a place, or one moment without room would refuse this image and at once all that come behind it."""
     while True:
         try:
             return await service.predict(upload.data, trace, options)
@@ -134,7 +134,7 @@ async def predict_in_turn(
 def fail_item(upload: Upload, error: Exception, deadline_s: float, request_id: str) -> schemas.FailedItem:
     if isinstance(error, TimeoutError):
         error = DeadlineExceeded(f"there was no answer within {deadline_s:g} s; send fewer images at a time")
-    problem = describe(error, request_id)
+    problem = describe_error(error, request_id)
     if problem.status == 500:
         log.error("failed", exc_info=error, extra={"request_id": request_id})
     return schemas.FailedItem(file=upload.name, error=problem)
@@ -161,8 +161,7 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
         sample, prediction, drawable = await service.explain(upload.data, trace, options)
         if media_type == PNG:
             caption = write_caption(drawable, prediction)
-            tile_mpp = find_tile_mpp(sample, service.manifest.tile_mpp)
-            body = await service.render(lambda: draw(drawable, sample, caption, tile_mpp, options), trace)
+            body = await service.render(lambda: draw(drawable, sample, caption, options), trace)
         elif media_type == NPY:
             body = write_npy(drawable.grid)
         else:
@@ -170,17 +169,7 @@ async def attention(request: Request, options: Annotated[schemas.AttentionOption
     return Response(body, media_type=media_type, headers={"Vary": "Accept"})
 
 
-def find_tile_mpp(sample: Sample, usual: float) -> float | None:
-    """Of the tile's pixels; a little finer where a field was short of the tile and stretched."""
-    if sample.tile.mpp is None:
-        return None
-    shorter_px = min(sample.picture.rgb.shape[:2])
-    return min(usual, float(shorter_px * sample.tile.mpp / len(sample.tile.pixels)))
-
-
-def draw(
-    drawable: Drawable, sample: Sample, caption: str, tile_mpp: float | None, options: schemas.AttentionOptions
-) -> bytes:
+def draw(drawable: Drawable, sample: Sample, caption: str, options: schemas.AttentionOptions) -> bytes:
     if drawable.grid.ndim == 4:
         return draw_heads(
             sample.tile.pixels,
@@ -189,7 +178,7 @@ def draw(
             colormap=options.colormap,
             alpha=options.alpha,
             upsample=options.upsample,
-            tile_mpp=tile_mpp,
+            tile_mpp=sample.tile.mpp,
         )
     return draw_overlay(
         sample.tile.pixels,
@@ -200,7 +189,7 @@ def draw(
         colormap=options.colormap,
         alpha=options.alpha,
         upsample=options.upsample,
-        tile_mpp=tile_mpp,
+        tile_mpp=sample.tile.mpp,
         quantity=drawable.quantity,
     )
 

@@ -10,7 +10,7 @@ from model.artifact import Manifest
 from model.pixels import Picture, Tile, decode, to_tile
 from model.quality import Palette, Quality, measure_quality
 
-# Few tiles' files are larger, and few files so small hold many more pixels than a tile.
+# Few files of tiles are larger, and few files of at most this size hold many more pixels than a tile.
 SMALL_BYTES = 1 << 17
 
 

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.artifact import Device, MapMethod, Precision, Verdict
 
+Colormap = Literal["viridis", "cividis", "magma", "diverging"]
+Upsample = Literal["nearest", "bicubic"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Box = Annotated[
     tuple[int, int, int, int],
@@ -43,7 +45,7 @@ class FeatureOptions(ScaleOptions):
 
 
 class Masks(IntEnum):
-    COARSE = 25
+    COARSE = 25  # as occlusion.COARSE_GROUPS, whose import would bring numpy along; a test compares them
     FINE = 100
 
 
@@ -68,13 +70,11 @@ class AttentionOptions(PredictOptions):
     format: Literal["json", "png", "npy"] | None = Field(
         None, description="Form of the answer; beats the Accept header."
     )
-    colormap: Literal["viridis", "cividis", "magma", "diverging"] = Field(
+    colormap: Colormap = Field(
         "viridis", description="Colours of a PNG; signed maps are always drawn diverging from zero."
     )
     alpha: float = Field(0.5, ge=0, le=1, description="Share of the colour over the grey tile.")
-    upsample: Literal["nearest", "bicubic"] = Field(
-        "nearest", description="`nearest` shows the patches, `bicubic` smooths."
-    )
+    upsample: Upsample = Field("nearest", description="`nearest` shows the patches, `bicubic` smooths.")
 
 
 class Reason(BaseModel):

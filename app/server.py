@@ -25,9 +25,9 @@ from model.session import DeviceUnavailable
 
 log = logging.getLogger("tissue")
 
-KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which else reuse a connection as it is closed
-# So long a thread that comes back from a model call waits for the one that holds the interpreter, and its core is idle;
-# Python's own 5 ms are half a call.
+KEEP_ALIVE_S = 65  # longer than the 60 s of common balancers, which would else reuse one that is being closed
+# How long a thread that returns from a model call waits for the interpreter while its core idles; Python's 5 ms are
+# half a call.
 SWITCH_INTERVAL_S = 0.0001
 
 

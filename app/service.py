@@ -5,11 +5,10 @@ bytes --take_sample--> Sample --batcher--> Predictions | Explanations --answers-
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from app import maps, schemas
 from app.answers import describe_model, describe_prediction, find_thresholds
 from app.batcher import Batcher, CallFailed, Reservation
+from app.calls import Errand, Graph, Item, Question, Work
 from app.decoders import Decoders
-from app.maps import Drawable, UnsuitableOptions
+from app.maps import Drawable
 from app.metrics import Metrics
 from app.samples import SMALL_BYTES, Sample, take_sample
 from app.schemas import AttentionOptions, FeatureOptions, PredictOptions
@@ -26,20 +26,15 @@ from app.settings import Settings
 from app.trace import Trace
 from app.views import VIEWS, look_from, merge_views
 from model.occlusion import cut_groups, mask_groups
-from model.pixels import ImageRefused, ImageTooLarge, check_mpp
+from model.pixels import ImageTooLarge, check_mpp
 from model.session import Classifier, Explanations, Predictions
 
-Graph = Literal["predict", "explain"]
-Work = Literal[Graph, "errand"]
 T = TypeVar("T")
 
-# More pixels may take longer to read than the model to answer. One with fewer and of SMALL_BYTES at most is read by
-# the thread that then calls the model: handing it over would cost more than reading it, which takes less than a model
-# call, or two of a hostile one. So small a file with more pixels has waited in vain, and waits again.
+# A picture of at most SMALL_BYTES and SMALL_MEGAPIXELS is read by the thread that then calls the model: handing it over
+# costs more than reading it, which takes less than a model call, or two of a hostile one. One whose header shows more
+# pixels queues again, for the decoders.
 SMALL_MEGAPIXELS = 0.3
-# So many such pictures a thread takes on at once where a crowd waits: what it does beside the model's calls then finds
-# its code and data in the caches, where a call leaves nothing else behind.
-ERRANDS = 8
 
 PROBE_EVERY_S = 10  # a model call as recent as this shows that the device works
 PROBE_WITHIN_S = 5
@@ -47,120 +42,6 @@ PROBE_WITHIN_S = 5
 
 class NotReady(RuntimeError):
     retry_after_s = 5
-
-
-class SenderGone(Exception):
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One tile for the model, and for the explain graph the patches that it may see."""
-
-    pixels: NDArray[np.uint8]  # (S, S, 3)
-    keep: NDArray[np.bool_] | None = None  # (G*G,)
-
-
-@dataclass(slots=True)
-class Errand:
-    """A small picture that the thread which calls the model also reads and answers for."""
-
-    read: Callable[[], Sample]
-    answer: Callable[[Sample, list[Predictions]], Any]
-    trace: Trace  # of its own: the thread must not write into one that others use
-    is_wanted: bool = True  # False once its sender has gone
-
-    def check_wanted(self) -> None:
-        if not self.is_wanted:
-            raise SenderGone
-
-
-Item = Question | Errand
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCall:
-    """What one call of the model took, for whoever keeps count."""
-
-    graph: Graph
-    tiles: int
-    seconds: float
-
-
-Observe = Callable[[ModelCall], None]
-
-
-def answer_questions(classifier: Classifier, observe: Observe) -> Callable[[Work, list[Item], bool], Sequence[Any]]:
-    """The batcher's `run`: one model call, or one for each errand."""
-
-    def run(work: Work, items: list[Item], alone: bool) -> Sequence[Any]:
-        if work == "errand":
-            return run_errands(classifier, observe, [item for item in items if isinstance(item, Errand)], alone)
-        questions = [item for item in items if isinstance(item, Question)]
-        tiles = questions[0].pixels[None] if len(questions) == 1 else np.stack([q.pixels for q in questions])
-        with observing(observe, work, len(tiles)):
-            if work == "predict":
-                return split(classifier.predict(tiles, alone=alone))
-            return split(classifier.explain(tiles, gather_keeps(questions, classifier.manifest.grid)))
-
-    return run
-
-
-@contextmanager
-def observing(observe: Observe, graph: Graph, tiles: int) -> Iterator[None]:
-    """A call that fails isn't counted."""
-    started_at = time.monotonic()
-    yield
-    observe(ModelCall(graph, tiles, time.monotonic() - started_at))
-
-
-def run_errands(classifier: Classifier, observe: Observe, errands: list[Errand], alone: bool) -> list[Any]:
-    """The model gets one at a time, so that no answer depends on its neighbours; nor does any fail with them."""
-
-    def read(errand: Errand) -> Sample:
-        errand.check_wanted()
-        with errand.trace.measure("decode"):
-            return errand.read()
-
-    def ask(errand: Errand, sample: Sample) -> Predictions:
-        errand.check_wanted()
-        with errand.trace.measure("infer"), observing(observe, "predict", 1):
-            return classifier.predict(sample.tile.pixels[None], alone=alone)
-
-    def answer(errand: Errand, sample: Sample, predictions: Predictions) -> Any:
-        errand.check_wanted()  # or an answer that nobody had would count among the predictions given
-        return errand.answer(sample, [predictions])
-
-    samples = [attempt(read, errand) for errand in errands]
-    predictions = [attempt(ask, *given) for given in zip(errands, samples, strict=True)]
-    return [attempt(answer, *given) for given in zip(errands, samples, predictions, strict=True)]
-
-
-def attempt(step: Callable[..., T], *given: Any) -> T | Exception:
-    """What the step gives or raises; where an earlier one has raised, that."""
-    for one in given:
-        if isinstance(one, Exception):
-            return one
-    try:
-        return step(*given)
-    except (ImageRefused, SenderGone) as usual:
-        # Where it was raised tells nobody anything, and would keep the pictures of all until the garbage is collected.
-        return usual.with_traceback(None)
-    except Exception as error:  # whatever it is, it belongs to one of several senders
-        return error
-
-
-def gather_keeps(questions: list[Question], grid: int) -> NDArray[np.bool_]:
-    everything = np.ones(grid * grid, bool)
-    return np.stack([everything if question.keep is None else question.keep for question in questions])
-
-
-def split(answers: Predictions) -> list[Predictions]:
-    """One answer a tile, each still with its leading dimension."""
-    count = len(answers.logits)
-    if count == 1:
-        return [answers]
-    return [type(answers)(**{name: value[n : n + 1] for name, value in vars(answers).items()}) for n in range(count)]
 
 
 class Service:
@@ -187,13 +68,13 @@ class Service:
         self._metrics = metrics
 
     def let_in(self, options: PredictOptions | FeatureOptions) -> None:
-        """Before a body is read: refusing must cost next to nothing, or a crowd would be busy with being refused."""
+        """Before a body is read: refusing must cost next to nothing, or a crowd would keep the service busy with it."""
         if options.mpp is not None:
             check_mpp(options.mpp)
         if isinstance(options, PredictOptions):
             find_thresholds(self.manifest, options.coverage)
         if isinstance(options, AttentionOptions):
-            self._check_map(options)
+            maps.check_options(options, self.manifest)
         self.batcher.check_open()
         self.batcher.check_room(count_places(options), self.deadline_s)
 
@@ -209,7 +90,7 @@ class Service:
     async def explain(
         self, data: bytes, trace: Trace, options: AttentionOptions
     ) -> tuple[Sample, schemas.Prediction, Drawable]:
-        """Of options whose method is chosen."""
+        """`options` are those that were let in."""
         sample = await self._take_sample(data, options, trace)
         with self._reserve(count_places(options)) as reservation:
             views = await self._ask("explain", list_views(sample, count_views(options)), reservation, trace)
@@ -237,24 +118,6 @@ class Service:
             raise NotReady(f"the model did not answer within {PROBE_WITHIN_S} s") from None
         except CallFailed as error:
             raise NotReady("the model fails; the log of the requests that met it has the cause") from error
-
-    def _check_map(self, options: AttentionOptions) -> None:
-        assert options.method is not None  # is chosen by then
-        maps.check_method(options.method, self.manifest.maps.methods, self.manifest.architecture.kind)
-        if options.target is not None:
-            maps.find_class(self.manifest.class_names, options.target)
-        if options.layer is not None:
-            maps.check_range("layer", options.layer, self.manifest.layers)
-        if options.head != "mean":
-            maps.check_range("head", options.head, self.manifest.heads)
-        if options.method == "occlusion" and options.tta:
-            raise UnsuitableOptions(
-                "occlusion asks the model once a mask already; leave out tta, or take another method"
-            )
-        if options.method == "occlusion" and options.masks > self.manifest.grid**2:
-            raise UnsuitableOptions(
-                f"{options.masks} masks are more than the {self.manifest.grid**2} patches of this model"
-            )
 
     async def _draw_map(
         self,
@@ -311,18 +174,20 @@ class Service:
         errand = Errand(lambda: self._read(data, mpp, self._small_megapixels), answer, Trace(trace.request_id))
         with self._reserve(1) as reservation:
             try:
-                found = await self.batcher.submit(reservation, "errand", [errand])
+                outcome = await self.batcher.submit(reservation, "errand", [errand])
                 own_s = sum(errand.trace.stages_s.values())
-                trace.add("queue", found.queue_s + found.infer_s - own_s)  # errands at its side included
+                trace.add(
+                    "queue", outcome.queue_s + outcome.infer_s - own_s
+                )  # including other errands of the same call
             finally:
                 errand.is_wanted = False
                 for stage, seconds in dict(errand.trace.stages_s).items():  # after a hang-up it is still being written
                     trace.add(stage, seconds)
-        answered: T = found.results[0]
+        answered: T = outcome.results[0]
         return answered
 
     async def _take_sample(self, data: bytes, options: PredictOptions | FeatureOptions, trace: Trace) -> Sample:
-        """Looks for room at the model before, but takes none: others would be refused it for seconds."""
+        """Checks first that the model has room, but reserves none: others would be refused it while this is read."""
         self.batcher.check_room(count_places(options), self.deadline_s)
         with trace.measure("decode"):
             try:
@@ -331,7 +196,7 @@ class Service:
                 megapixels = refusal.megapixels
             limit = self.settings.max_megapixels
             read = partial(self._read, data, options.mpp, limit)
-            if megapixels > limit:  # to be refused takes no time
+            if megapixels > limit:  # refusing it takes no time
                 return await self._decoders.run(read)
             return await self._decoders.read_large(read, megapixels, self.deadline_s)
 
@@ -348,7 +213,7 @@ class Service:
 
     def _describe(self, sample: Sample, answers: list[Predictions], coverage: float | None) -> schemas.Prediction:
         probabilities = np.concatenate([answer.probabilities for answer in answers])  # (V, K)
-        # Of the tile as it came, not of its views: the limit was fitted on such.
+        # Of the tile as it came, not of its views: the limit was fitted on tiles as they came.
         reference = self.classifier.reference
         distance = float(reference.cloud.distance(answers[0].features)[0]) if reference else None
         model = self._explaining_model if isinstance(answers[0], Explanations) else self.model

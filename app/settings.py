@@ -17,6 +17,7 @@ from model.artifact import Device, Precision
 
 PREFIX = "TISSUE_"
 CLIENT_KEY = "TISSUE_API_KEY"  # what `tissue predict` sends: no setting of the service
+MOST_MEGAPIXELS = 178  # where Pillow itself stops
 SHIPPED_ARTIFACT = Path(__file__).parent.parent / "model" / "default"
 
 _KUBERNETES = (
@@ -77,7 +78,10 @@ class Settings(BaseSettings):
     )
     max_body_mib: float = Field(32, ge=0.001, le=4096, description="Largest request body, in MiB.")
     max_megapixels: float = Field(
-        50, gt=0, le=178, description="Largest picture, in millions of pixels; Pillow itself stops at 178."
+        50,
+        gt=0,
+        le=MOST_MEGAPIXELS,
+        description=f"Largest picture, in millions of pixels; Pillow itself stops at {MOST_MEGAPIXELS}.",
     )
     decode_threads: int | None = Field(
         None,
@@ -188,10 +192,10 @@ def refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted(environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known | {CLIENT_KEY}:
-            raise ValueError(_explain_unknown(name, known))
+            raise ValueError(explain_unknown(name, known))
 
 
-def _explain_unknown(name: str, known: set[str]) -> str:
+def explain_unknown(name: str, known: set[str]) -> str:
     if name.startswith(("TISSUE_SERVICE_", "TISSUE_PORT_")):
         return f"no setting is called {name}. {_KUBERNETES}"
     nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]

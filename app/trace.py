@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-STAGES = ("upload", "decode", "queue", "infer", "render")  # in the order in which a request comes by
+STAGES = ("upload", "decode", "queue", "infer", "render")  # in the order in which a request goes through them
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 

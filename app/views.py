@@ -1,4 +1,4 @@
-"""The eight views of a tile, and of what was found in each the mean.
+"""The eight views of a tile, and the mean of what the model gives for each.
 
 tile --look_from--> view --model--> map of the view --look_back--> map of the tile
 """

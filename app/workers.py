@@ -27,8 +27,8 @@ Work = Callable[[Settings, socket.socket], None]
 STARTUP_FAILED = 3  # exit status of a worker that would fail the same way again
 SHORTEST_LIFE_S = 1.0  # a worker that dies sooner is replaced no faster than this
 
-# Linux spreads connections over all sockets that listen on one port. Of a socket that all share, whoever is awake takes
-# all that wait, and the others idle. Elsewhere only the last to listen would get any.
+# Linux spreads connections over all sockets that listen on one port; of one that the workers share, whoever is awake
+# would take all that wait while the others idle. On other systems only the last socket to listen would get any.
 SPREADS = sys.platform == "linux"
 
 _spawn = multiprocessing.get_context("spawn")  # a fork would copy locks and threads of libraries

@@ -16,7 +16,6 @@ What cannot be answered is refused, with a text for its sender:
 """
 
 import contextlib
-import html
 import io
 import math
 import re
@@ -35,6 +34,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from model.scale import stated_mpp
+
 MIN_SIDE_PX = 32
 MAX_SIDE_RATIO = 20
 MIN_MPP, MAX_MPP = 0.1, 5.0  # from oil immersion to an overview; printing densities (72 dpi) lie far outside
@@ -52,7 +53,7 @@ MIN_PIXEL_READ_BYTES = 256
 # Encoders write about ten; 100 is what libtiff allows the JPEGs inside TIFFs.
 MAX_SCANS = 100
 MAX_SHARED_BLOCKS = 4  # times that the bytes of a TIFF may be read: writers share blank blocks, if any
-MAX_EXIF_BYTES = 1 << 16  # one JPEG segment, its home
+MAX_EXIF_BYTES = 1 << 16  # of one JPEG segment, which is where EXIF belongs
 # Text of a PNG unpacks to a thousand times its bytes. Pillow lets 64 MiB pass, half a second of work and 130 MiB of
 # memory for a picture of 80 KB; what describes a picture, an editor's history included, seldom has one.
 PngImagePlugin.MAX_TEXT_MEMORY = 4 << 20
@@ -93,13 +94,7 @@ UPRIGHT = {  # EXIF orientation -> what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 
-APERIO_MPP = re.compile(r"\bMPP\s*=\s*([\d.,]+)")
-IMAGEJ_UNIT = re.compile(r"^ImageJ=.*^unit=(\S+)$", re.DOTALL | re.MULTILINE)
-OME_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^<>]*>")
-OME_SIZE = re.compile(r'\b(PhysicalSize[XY](?:Unit)?)="([^"]*)"')
-MICRO = ("u", "\u00b5", "\u03bc", "\u00c2\u00b5", "\u00ce\u00bc")  # the last two: UTF-8 that Pillow read as Latin-1
-UNIT_UM = {f"{micro}m": 1.0 for micro in MICRO} | {"nm": 1e-3, "mm": 1e3, "cm": 1e4}
-IMAGEJ_UM = UNIT_UM | {name: 1.0 for name in ("micron", "microns", r"\u00B5m")}  # the last as it stands there
+MppSource = Literal["request", "tag", "unknown"]
 
 
 class ImageRefused(ValueError):
@@ -120,7 +115,7 @@ class AnimatedImage(ImageRefused): ...
 
 class ImageTooLarge(ImageRefused):
     def __init__(self, text: str, megapixels: float = math.inf) -> None:
-        """`megapixels`: as many as the work would be for."""
+        """`megapixels`: of a plain picture that would be as much work."""
         super().__init__(text)
         self.megapixels = megapixels
 
@@ -150,15 +145,16 @@ class Picture:
     rgb: np.ndarray  # uint8 (height, width, 3), possibly read-only
     format: str
     tag_mpp: float | None
-    warnings: tuple[Note, ...]
+    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True)
 class Tile:
     pixels: np.ndarray  # uint8 (S, S, 3), possibly read-only
     box: tuple[int, int, int, int]  # left, top, right, bottom of what was used, in the picture's pixels
-    mpp: float | None  # of the picture
-    mpp_source: Literal["request", "tag", "unknown"]
+    mpp: float | None  # of `pixels`: the model's, but where a field was short of a tile and stretched
+    picture_mpp: float | None
+    mpp_source: MppSource
     notes: tuple[Note, ...]  # of the cut alone; the picture has its own
 
 
@@ -416,7 +412,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def is_grey(rgb: np.ndarray) -> bool:
-    middle = rgb[len(rgb) // 2]  # this one row tells nearly always
+    middle = rgb[len(rgb) // 2]  # this one row nearly always decides
     return has_equal_channels(middle) and has_equal_channels(rgb)
 
 
@@ -427,7 +423,7 @@ def has_equal_channels(rgb: np.ndarray) -> bool:
 
 def read_mpp(image: ImageFile) -> tuple[float | None, list[Note]]:
     """What the file itself says of its scale, in um per pixel, where it can be believed."""
-    stated = described_mpp(image) or density_mpp(image)
+    stated = stated_mpp(image)
     if stated is None:
         return None, []
     x, y = stated
@@ -443,64 +439,20 @@ def read_mpp(image: ImageFile) -> tuple[float | None, list[Note]]:
     return (x + y) / 2, []
 
 
-def described_mpp(image: ImageFile) -> tuple[float, float] | None:
-    """From a TIFF's description: Aperio's `MPP = 0.499`, OME's XML, or the unit that ImageJ's resolution is in."""
-    if not isinstance(image, TiffImageFile):
-        return None
-    text = image.tag_v2.get(Base.ImageDescription)
-    if not isinstance(text, str):
-        return None
-    with contextlib.suppress(KeyError, TypeError, ValueError, ArithmeticError):  # no number, or not a unit of length
-        if aperio := APERIO_MPP.search(text):
-            um = float(aperio[1].replace(",", "."))
-            return um, um
-        if imagej := IMAGEJ_UNIT.match(text):
-            x, y = (float(image.tag_v2[tag]) for tag in (Base.XResolution, Base.YResolution))
-            return IMAGEJ_UM[imagej[1]] / x, IMAGEJ_UM[imagej[1]] / y
-        if pixels := OME_PIXELS.search(text):
-            return ome_mpp(dict(OME_SIZE.findall(pixels[0])))
-    return None
-
-
-def ome_mpp(sizes: dict[str, str]) -> tuple[float, float]:
-    def side_um(axis: str) -> float:
-        unit = html.unescape(sizes.get(f"PhysicalSize{axis}Unit", "um"))
-        return float(sizes[f"PhysicalSize{axis}"]) * UNIT_UM[unit]
-
-    return side_um("X"), side_um("Y")
-
-
-def density_mpp(image: ImageFile) -> tuple[float, float] | None:
-    if not states_density(image):
-        return None
-    with contextlib.suppress(KeyError, TypeError, ValueError, ArithmeticError):  # none, or not two numbers
-        x, y = (25_400 / float(dpi) for dpi in image.info["dpi"])
-        if x > 0 and y > 0:
-            return x, y
-    return None
-
-
-def states_density(image: ImageFile) -> bool:
-    """Where a file says nothing, Pillow says 72 dpi (a JPEG with EXIF) or 1 dpi (a TIFF)."""
-    if isinstance(image, JpegImageFile):
-        return image.info.get("jfif_unit") in (1, 2)  # inch, cm
-    return not isinstance(image, TiffImageFile) or Base.XResolution in image.tag_v2
-
-
 def to_tile(picture: Picture, tile_px: int, tile_mpp: float, mpp: float | None = None) -> Tile:
     """The centre of the picture at the tile's scale; its whole centre square where the scale is unknown."""
-    mpp, source = choose_mpp(picture, mpp)
+    picture_mpp, source = choose_mpp(picture, mpp)
     height, width, _ = picture.rgb.shape
-    field_px, notes = choose_field(min(width, height), tile_px, tile_mpp, mpp)
+    field_px, notes = choose_field(min(width, height), tile_px, tile_mpp, picture_mpp)
     if width * height > WIDE_FIELD_TILES * field_px**2:
         share = field_px**2 / (width * height)
         notes.append(Note("only_centre_used", f"Only the centre of the image was looked at, {share:.0%} of its area."))
 
     pixels, box = cut(picture.rgb, field_px, tile_px)
-    return Tile(pixels, box, mpp, source, tuple(notes))
+    return Tile(pixels, box, picture_mpp and picture_mpp * (field_px / tile_px), picture_mpp, source, tuple(notes))
 
 
-def choose_mpp(picture: Picture, mpp: float | None) -> tuple[float | None, Literal["request", "tag", "unknown"]]:
+def choose_mpp(picture: Picture, mpp: float | None) -> tuple[float | None, MppSource]:
     if mpp is None:
         return picture.tag_mpp, "unknown" if picture.tag_mpp is None else "tag"
     check_mpp(mpp)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from app.export import Answer
-from app.grid import cut, read_field, to_geojson
+from app.grid import cut_field, read_field, to_geojson
 from model.pixels import FieldTooSmall, ImageRefused, ImageTooSmall, MppOutOfRange
 from tests.app.conftest import encode
 from training.synthetic import draw_tile
@@ -15,7 +15,7 @@ FIELD = draw_tile("Stroma", 1, 330)
 
 @pytest.mark.parametrize(("mpp", "side"), [(0.495, 150), (0.4951, 150), (0.25, 297), (0.5, 149), (1, 75)])
 def test_boxes_lie_side_by_side_and_hold_what_the_field_holds(mpp, side):
-    tiles = list(cut(read_field(encode(FIELD), 150, 0.495, mpp)))
+    tiles = list(cut_field(read_field(encode(FIELD), 150, 0.495, mpp)))
     assert len(tiles) == (330 // side) ** 2
     seen = np.zeros(FIELD.shape[:2], int)
     for (x, y, width, height), png in tiles:
@@ -31,7 +31,7 @@ def test_a_field_is_upright():
     turned = Image.Exif()
     turned[0x0112] = 6  # a quarter turn clockwise makes it upright
     data = encode(FIELD[:160], "JPEG", exif=turned)
-    assert [box[:2] for box, _ in cut(read_field(data, 150, 0.495, 0.495))] == [(0, 0), (0, 150)]
+    assert [box[:2] for box, _ in cut_field(read_field(data, 150, 0.495, 0.495))] == [(0, 0), (0, 150)]
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,15 @@ from app.maps import (
     LayerOutOfRange,
     TargetUnknown,
     UnsuitableOptions,
+    check_range,
     choose_method,
     find_class,
     read_attention,
     read_evidence,
     read_occlusion,
 )
-from app.schemas import AttentionOptions
-from model.occlusion import cut_groups
+from app.schemas import AttentionOptions, Masks
+from model.occlusion import COARSE_GROUPS, cut_groups
 from tests.app.explanations import explain
 
 
@@ -59,10 +60,11 @@ def test_attention_of_one_layer_and_head():
     assert last.logit_share == 0.25
 
 
-@pytest.mark.parametrize(("layer", "head", "text"), [(2, 0, "layer 2 .* has 2"), (0, 4, "head 4 .* has 4")])
-def test_layers_and_heads_that_are_not_there(layer, head, text):
-    with pytest.raises(LayerOutOfRange, match=text):
-        read_attention(explain(), layer, head, 1.0)
+@pytest.mark.parametrize(("name", "index", "count"), [("layer", 2, 2), ("head", 4, 4), ("head", -1, 4)])
+def test_layers_and_heads_that_are_not_there(name, index, count):
+    check_range(name, count - 1, count)
+    with pytest.raises(LayerOutOfRange, match=f"{name} {index} .* has {count}, numbered from 0 to {count - 1}"):
+        check_range(name, index, count)
 
 
 def test_evidence_is_of_the_target():
@@ -76,6 +78,10 @@ def test_unknown_class_is_refused_with_the_known_ones():
     assert find_class(["a", "b"], "b") == 1
     with pytest.raises(TargetUnknown, match="the classes are a, b"):
         find_class(["a", "b"], "A")
+
+
+def test_maps_are_served_with_as_many_masks_as_they_were_judged_with():
+    assert AttentionOptions().masks == Masks.COARSE == COARSE_GROUPS
 
 
 def test_occlusion_is_the_fall_of_the_logit():

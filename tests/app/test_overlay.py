@@ -267,10 +267,10 @@ def test_a_sink_of_attention_does_not_darken_the_other_heads():
 
 
 def test_entropy_is_that_of_the_shares():
-    assert overlay._entropy_bits(np.full((G, G), 0.003)) == pytest.approx(np.log2(G**2))
-    assert overlay._entropy_bits(one_hot(4, 4, 0.5)) == 0
+    assert overlay.entropy_bits(np.full((G, G), 0.003)) == pytest.approx(np.log2(G**2))
+    assert overlay.entropy_bits(one_hot(4, 4, 0.5)) == 0
     half = one_hot(4, 4, 0.2) + one_hot(5, 5, 0.2)
-    assert overlay._entropy_bits(half) == pytest.approx(1)
+    assert overlay.entropy_bits(half) == pytest.approx(1)
 
 
 def test_heads_refuse_what_has_no_colour():

@@ -30,64 +30,17 @@ from model.pixels import (
     decode,
     to_tile,
 )
+from tests.model.files import chunk, encode, long, painting, png, rgb_tiff, short, tiff
 
 TILE_PX, TILE_MPP = 150, 0.495
-
-
-def painting(width: int = 40, height: int = 36, seed: int = 0) -> Image.Image:
-    """Blocks of random colours: every corner differs, and JPEG keeps them apart."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(np.kron(blocks, np.ones((4, 4, 1), np.uint8))[:height, :width])
-
-
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def picture(width: int, height: int, tag_mpp: float | None = None) -> Picture:
-    return Picture(np.asarray(painting(width, height)), "PNG", tag_mpp, ())
 
 
 def codes(notes: tuple[Note, ...]) -> list[str]:
     return [note.code for note in notes]
 
 
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">L", len(body)) + name + body + struct.pack(">L", zlib.crc32(name + body))
-
-
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
-    header = chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, bits, colour, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + after + chunk(b"IEND", b"")
-
-
-def tiff(tags: dict[int, tuple[int, bytes]], body: bytes = b"") -> bytes:
-    """Little-endian, one directory; tags: number -> (type, values). The body begins at offset len(tiff(tags))."""
-    item_bytes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 12: 8}
-    entries, values, start = b"", b"", 8 + 2 + 12 * len(tags) + 4
-    for number, (kind, data) in sorted(tags.items()):
-        entries += struct.pack("<HHL", number, kind, len(data) // item_bytes[kind])
-        entries += data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<L", start + len(values))
-        values += data if len(data) > 4 else b""
-    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4) + values + body
-
-
-def short(*values: int) -> tuple[int, bytes]:
-    return 3, struct.pack(f"<{len(values)}H", *values)
-
-
-def long(*values: int) -> tuple[int, bytes]:
-    return 4, struct.pack(f"<{len(values)}L", *values)
-
-
-def rgb_tiff(**more: tuple[int, bytes]) -> bytes:
-    """40 x 40 px, black, uncompressed; more tags by `t<number>`."""
-    tags = {256: short(40), 257: short(40), 258: short(8, 8, 8), 262: short(2), 277: short(3)}
-    tags |= {273: long(8), 278: short(40), 279: long(4800)} | {int(name[1:]): value for name, value in more.items()}
-    return tiff(tags, bytes(4800))
+def picture(width: int, height: int, tag_mpp: float | None = None) -> Picture:
+    return Picture(np.asarray(painting(width, height)), "PNG", tag_mpp, ())
 
 
 LOSSLESS = {
@@ -115,7 +68,7 @@ def test_the_pixels_of_a_lossless_file_arrive_untouched(kind):
     assert came.format == kind.partition(",")[0]
     assert came.rgb.dtype == np.uint8
     assert np.array_equal(came.rgb, np.asarray(painting()))
-    assert (came.tag_mpp, came.warnings) == (None, ())
+    assert (came.tag_mpp, came.notes) == (None, ())
 
 
 @pytest.mark.parametrize("kind", LOSSY)
@@ -123,7 +76,7 @@ def test_the_pixels_of_a_lossy_file_are_those_that_pillow_sees(kind):
     came = decode(LOSSY[kind])
     assert came.format == kind.partition(",")[0]
     assert np.array_equal(came.rgb, np.asarray(Image.open(io.BytesIO(LOSSY[kind])).convert("RGB")))
-    assert came.warnings == ()
+    assert came.notes == ()
 
 
 def test_of_a_phones_mpo_the_first_picture_counts_as_a_jpeg():
@@ -434,19 +387,19 @@ def test_transparent_parts_become_white_and_this_is_said():
     for kind in ("PNG", "TIFF"):
         came = decode(encode(rgba, kind))
         assert np.abs(came.rgb - expected).max() <= 1
-        assert codes(came.warnings) == ["transparency"]
+        assert codes(came.notes) == ["transparency"]
 
 
 def test_the_slightest_transparency_counts():
     rgba = painting().convert("RGBA")
     rgba.putpixel((7, 7), (0, 0, 0, 254))
-    assert codes(decode(encode(rgba, "PNG")).warnings) == ["transparency"]
+    assert codes(decode(encode(rgba, "PNG")).notes) == ["transparency"]
 
 
 def test_an_alpha_channel_that_hides_nothing_is_dropped_without_a_word():
     came = decode(encode(painting().convert("RGBA"), "PNG"))
     assert np.array_equal(came.rgb, np.asarray(painting()))
-    assert came.warnings == ()
+    assert came.notes == ()
 
 
 def test_transparency_by_palette_and_by_colour_key_is_seen():
@@ -461,7 +414,7 @@ def test_transparency_by_palette_and_by_colour_key_is_seen():
     ):
         came = decode(data)
         assert came.rgb[0, 0].tolist() == [255, 255, 255]
-        assert codes(came.warnings) == ["transparency"]
+        assert codes(came.notes) == ["transparency"]
 
 
 def test_a_palette_is_looked_up():
@@ -469,7 +422,7 @@ def test_a_palette_is_looked_up():
     for kind in ("PNG", "TIFF", "BMP"):
         came = decode(encode(palette, kind, dpi=(50_800, 50_800)))
         assert np.array_equal(came.rgb, np.asarray(palette.convert("RGB")))
-        assert came.warnings == ()
+        assert came.notes == ()
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "RGB"])
@@ -477,18 +430,18 @@ def test_grey_becomes_rgb_and_this_is_said(mode):
     grey = painting().convert("L").convert(mode)
     came = decode(encode(grey, "PNG"))
     assert np.array_equal(came.rgb, np.asarray(grey.convert("RGB")))
-    assert codes(came.warnings) == ["greyscale"]
+    assert codes(came.notes) == ["greyscale"]
 
 
 def test_one_row_in_grey_does_not_make_a_picture_grey():
     rgb = np.asarray(painting()).copy()
     rgb[18] = 128
-    assert decode(encode(Image.fromarray(rgb), "PNG")).warnings == ()
+    assert decode(encode(Image.fromarray(rgb), "PNG")).notes == ()
 
 
 @pytest.mark.parametrize("colour", [(200, 200, 100), (200, 100, 100), (100, 200, 100)])
 def test_two_equal_channels_do_not_make_a_picture_grey(colour):
-    assert decode(encode(Image.new("RGB", (40, 40), colour), "PNG")).warnings == ()
+    assert decode(encode(Image.new("RGB", (40, 40), colour), "PNG")).notes == ()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF, LZW"])
@@ -497,8 +450,8 @@ def test_of_16_bit_grey_the_upper_8_bits_are_used(kind):
     options = {"compression": "tiff_lzw"} if "LZW" in kind else {}
     came = decode(encode(Image.fromarray(grey), kind.partition(",")[0], **options))
     assert np.array_equal(came.rgb, np.repeat((grey >> 8)[..., None], 3, axis=2))
-    assert codes(came.warnings) == ["reduced_depth", "greyscale"]
-    assert "16 bits" in came.warnings[0].text
+    assert codes(came.notes) == ["reduced_depth", "greyscale"]
+    assert "16 bits" in came.notes[0].text
 
 
 def test_16_bit_grey_of_either_byte_order_is_the_same():
@@ -516,7 +469,7 @@ def test_of_16_bit_colours_the_upper_8_bits_are_used():
     for data in (png(40, 40, 16, 2, rows), tiff(tags, rgb.astype("<u2").tobytes())):
         came = decode(data)
         assert np.array_equal(came.rgb, rgb >> 8)
-        assert codes(came.warnings) == ["reduced_depth"]
+        assert codes(came.notes) == ["reduced_depth"]
 
 
 def test_12_bit_grey_is_read_by_its_own_depth():
@@ -526,7 +479,7 @@ def test_12_bit_grey_is_read_by_its_own_depth():
     tags[273] = long(len(tiff(tags)))
     came = decode(tiff(tags, levels))
     assert came.rgb[0, :2, 0].tolist() == [0xAB, 0x12]
-    assert "12 bits" in came.warnings[0].text
+    assert "12 bits" in came.notes[0].text
 
 
 def test_16_bit_planes_that_pillow_would_garble_are_refused():
@@ -553,7 +506,7 @@ def test_print_colours_are_converted_with_white_as_white(kind):
     came = decode(encode(inks, kind))
     assert came.rgb[35, 20].tolist() == pytest.approx([255, 255, 255], abs=3)
     assert came.rgb[5, 20].tolist() == pytest.approx([255, 0, 0], abs=3)
-    assert codes(came.warnings) == ["converted_colours"]
+    assert codes(came.notes) == ["converted_colours"]
 
 
 def test_lab_colours_are_converted():
@@ -562,7 +515,7 @@ def test_lab_colours_are_converted():
     came = decode(encode(lab, "TIFF"))
     assert came.rgb[35, 20].tolist() == pytest.approx([255, 255, 255], abs=4)
     assert came.rgb[5, 20].tolist() == pytest.approx([255, 0, 0], abs=12)  # LAB's steps are coarse
-    assert codes(came.warnings) == ["converted_colours"]
+    assert codes(came.notes) == ["converted_colours"]
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
@@ -606,117 +559,6 @@ def test_exif_longer_than_it_can_be_is_not_parsed():
     assert decode(png(40, 36, 8, 2, bytes(36 * 121), before=chunk(b"eXIf", exif))).rgb.shape == (36, 40, 3)
 
 
-# Scale
-
-
-def ome(attributes: str) -> tuple[int, bytes]:
-    return 2, f'<?xml version="1.0"?><OME><Image><Pixels {attributes}/></Image></OME>\0'.encode()
-
-
-def test_a_description_of_a_hundred_thousand_openings_takes_no_time():
-    assert decode(rgb_tiff(t270=(2, b"<Pixels " * 100_000))).tag_mpp is None
-
-
-def imagej(unit: str, numerator: int = 4, denominator: int = 1) -> bytes:
-    text = f"ImageJ=1.54f\nunit={unit}\nmin=0.0\nmax=255.0\n\0".encode("latin-1")
-    pixels_a_unit = rational(numerator, denominator)
-    return rgb_tiff(t270=(2, text), t282=pixels_a_unit, t283=pixels_a_unit, t296=short(1))
-
-
-def rational(numerator: int, denominator: int = 1) -> tuple[int, bytes]:
-    return 5, struct.pack("<LL", numerator, denominator)
-
-
-def phys(x: int, y: int, unit: int = 1) -> bytes:
-    return png(40, 40, 8, 2, bytes(40 * 121), before=chunk(b"pHYs", struct.pack(">LLB", x, y, unit)))
-
-
-def jfif(unit: int, x: int, y: int) -> bytes:
-    at = LOSSY["JPEG"].index(b"JFIF\0") + 7
-    return LOSSY["JPEG"][:at] + struct.pack(">BHH", unit, x, y) + LOSSY["JPEG"][at + 5 :]
-
-
-@pytest.mark.parametrize(
-    ("data", "mpp"),
-    [
-        (rgb_tiff(t282=rational(254_000, 5), t283=rational(254_000, 5), t296=short(2)), 0.5),
-        (rgb_tiff(t282=rational(254_000, 5), t283=rational(254_000, 5)), 0.5),  # the inch is TIFF's default
-        (rgb_tiff(t282=rational(20_000), t283=rational(20_000), t296=short(3)), 0.5),
-        (rgb_tiff(t282=rational(20_000), t283=rational(20_200), t296=short(3)), 0.49752),
-        (rgb_tiff(t270=(2, b"Aperio Image Library\r\n40x40 Q=30|AppMag = 20|MPP = 0.4990|Left = 2\0")), 0.499),
-        (rgb_tiff(t270=(2, b"|MPP = 0.25\0"), t282=rational(20_000), t283=rational(20_000), t296=short(3)), 0.25),
-        (rgb_tiff(t270=(2, b"|MPP = 0,4990|Left = 2\0")), 0.499),
-        (imagej("micron"), 0.25),
-        (imagej(r"\u00B5m"), 0.25),
-        (imagej("\u00b5m"), 0.25),
-        (imagej("nm", 4, 1000), 0.25),
-        (rgb_tiff(t270=ome('SizeX="4" PhysicalSizeX="0.5" PhysicalSizeXUnit="µm" PhysicalSizeY="0.5"')), 0.5),
-        (rgb_tiff(t270=ome('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m" PhysicalSizeY="0.5"')), 0.5),
-        (
-            rgb_tiff(
-                t270=ome('PhysicalSizeX="500" PhysicalSizeXUnit="nm" PhysicalSizeY="5e-4" PhysicalSizeYUnit="mm"')
-            ),
-            0.5,
-        ),
-        (phys(2_000_000, 2_000_000), 0.5),
-        (jfif(2, 20_000, 20_000), 0.5),
-        (jfif(1, 50_800, 50_800), 0.5),
-        (encode(painting(), "BMP", dpi=(50_800, 50_800)), 0.5),
-    ],
-)
-def test_the_files_own_scale_is_read(data, mpp):
-    came = decode(data)
-    assert came.tag_mpp == pytest.approx(mpp, rel=1e-4)
-    assert not {"implausible_resolution_tag", "anisotropic_resolution_tag"} & set(codes(came.warnings))
-
-
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (encode(painting(), "PNG", dpi=(72, 72)), "implausible_resolution_tag"),
-        (encode(painting(), "JPEG", dpi=(300, 300)), "implausible_resolution_tag"),
-        (encode(painting(), "TIFF", dpi=(96, 96)), "implausible_resolution_tag"),
-        (rgb_tiff(t270=(2, b"|MPP = 0.05\0")), "implausible_resolution_tag"),
-        (rgb_tiff(t270=ome('PhysicalSizeX="nan" PhysicalSizeY="nan"')), "implausible_resolution_tag"),
-        (phys(2_000_000, 2_100_000), "anisotropic_resolution_tag"),
-        (rgb_tiff(t270=ome('PhysicalSizeX="0.5" PhysicalSizeY="0.52"')), "anisotropic_resolution_tag"),
-    ],
-)
-def test_a_scale_that_cannot_be_believed_is_unknown_and_this_is_said(data, code):
-    came = decode(data)
-    assert came.tag_mpp is None
-    assert code in codes(came.warnings)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        phys(2_000_000, 2_000_000, unit=0),
-        phys(0, 0),
-        jfif(0, 20_000, 20_000),
-        jfif(1, 0, 0),
-        encode(painting(), "JPEG", exif=Image.Exif()),
-        rgb_tiff(),
-        rgb_tiff(t282=rational(20_000), t283=rational(20_000), t296=short(1)),
-        rgb_tiff(t282=rational(1, 0), t283=rational(1, 0), t296=short(2)),
-        rgb_tiff(t282=(2, b"fifty\0"), t283=(2, b"fifty\0"), t296=short(2)),
-        rgb_tiff(t270=(2, b"|MPP = 0.4.9\0")),
-        imagej("pixel"),
-        imagej("micron", 0),
-        rgb_tiff(t270=(2, b"ImageJ=1.54f\nunit=micron\n\0")),
-        rgb_tiff(t270=(2, b"ImageJ=1.54f\nunit=micron\n\0"), t282=(2, b"four\0"), t283=(2, b"four\0"), t296=short(1)),
-        rgb_tiff(t270=ome('PhysicalSizeX="0.5" PhysicalSizeXUnit="pixel" PhysicalSizeY="0.5"')),
-        rgb_tiff(t270=ome('PhysicalSizeX="0.5"')),
-        rgb_tiff(t270=(1, b"|MPP = 0.5\0")),
-        png(40, 40, 8, 2, bytes(40 * 121), before=chunk(b"tEXt", b"dpi\0fifty thousand")),
-    ],
-)
-def test_a_file_that_states_no_scale_gets_none_and_no_remark(data):
-    came = decode(data)
-    assert came.tag_mpp is None
-    assert not {"implausible_resolution_tag", "anisotropic_resolution_tag"} & set(codes(came.warnings))
-
-
 # Tile
 
 
@@ -726,7 +568,7 @@ def test_a_tile_at_the_models_scale_keeps_its_very_pixels():
         tile = to_tile(came, TILE_PX, TILE_MPP, mpp)
         assert np.array_equal(tile.pixels, came.rgb)
         assert tile.box == (0, 0, 150, 150)
-        assert (tile.mpp, tile.mpp_source, tile.notes) == (mpp, "request", ())
+        assert (tile.mpp, tile.picture_mpp, tile.mpp_source, tile.notes) == (mpp, mpp, "request", ())
 
 
 @pytest.mark.parametrize(("width", "height", "left", "top"), [(200, 180, 25, 15), (201, 151, 25, 0), (150, 299, 0, 74)])
@@ -761,6 +603,7 @@ def test_the_field_is_what_a_tile_shows_at_the_pictures_scale(mpp, field_px):
     came = picture(310, 304)
     tile = to_tile(came, TILE_PX, TILE_MPP, mpp)
     x, y = (310 - field_px) / 2, (304 - field_px) / 2
+    assert tile.mpp == pytest.approx(TILE_MPP) and tile.picture_mpp == mpp
     left, top, right, bottom = tile.box
     assert (left, top, right, bottom) == (int(x), int(y), int(-(-(x + field_px) // 1)), int(-(-(y + field_px) // 1)))
     crop = Image.fromarray(came.rgb[top:bottom, left:right])
@@ -800,10 +643,11 @@ def test_turning_the_picture_turns_the_tile(mpp):
 def test_the_request_beats_the_tag_and_the_tag_beats_not_knowing():
     assert to_tile(picture(400, 400, 0.25), TILE_PX, TILE_MPP, 0.5).mpp_source == "request"
     tagged = to_tile(picture(400, 400, 0.25), TILE_PX, TILE_MPP)
-    assert (tagged.mpp, tagged.mpp_source, tagged.box) == (0.25, "tag", (51, 51, 349, 349))
+    assert (tagged.picture_mpp, tagged.mpp_source, tagged.box) == (0.25, "tag", (51, 51, 349, 349))
     assert tagged.notes == ()
     unknown = to_tile(picture(400, 300), TILE_PX, TILE_MPP)
-    assert (unknown.mpp, unknown.mpp_source, unknown.box) == (None, "unknown", (50, 0, 350, 300))
+    assert (unknown.mpp, unknown.picture_mpp, unknown.mpp_source) == (None, None, "unknown")
+    assert unknown.box == (50, 0, 350, 300)
     assert codes(unknown.notes) == ["unknown_scale"]
     assert unknown.pixels.shape == (150, 150, 3)
 
@@ -822,14 +666,15 @@ def test_a_requested_scale_outside_the_range_is_refused(mpp):
 
 
 def test_the_ends_of_the_range_are_within():
-    assert to_tile(picture(800, 800), TILE_PX, TILE_MPP, 0.1).mpp == 0.1
-    assert to_tile(picture(40, 40), TILE_PX, TILE_MPP, 5).mpp == 5
+    assert to_tile(picture(800, 800), TILE_PX, TILE_MPP, 0.1).picture_mpp == 0.1
+    assert to_tile(picture(40, 40), TILE_PX, TILE_MPP, 5).picture_mpp == 5
 
 
 def test_a_field_up_to_5_percent_short_is_stretched_and_this_is_said():
     tile = to_tile(picture(143, 160), TILE_PX, TILE_MPP, 0.495)  # 143 / 150 = 95.3 %
     assert tile.box == (0, 8, 143, 152)
     assert tile.pixels.shape == (150, 150, 3)
+    assert tile.mpp == pytest.approx(0.495 * 143 / 150)
     assert codes(tile.notes) == ["field_slightly_small"]
 
 
