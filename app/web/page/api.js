@@ -43,7 +43,7 @@ export class Api {
     return this.#request(`predict${writeQuery(options)}`, { method: "POST", body: await wrap(file), signal });
   }
 
-  /** The map as numbers; what waits for a busy service says so to `onWait`. */
+  /** The map as numbers; `onWait` hears of the problem each time that a busy service is waited for. */
   fetchMap(file, options, signal, onWait) {
     return this.#askForMap(file, { ...options, format: "json" }, { signal }, onWait);
   }
@@ -95,7 +95,7 @@ export class Api {
   }
 }
 
-// Both give null where something between us and the service has answered.
+// Both give null for what the service never sends: something between here and there has answered.
 
 async function readJson(response) {
   const text = await response.text();

@@ -1,4 +1,4 @@
-// What a map shows, in words: for who can't see its colours, and against reading more into it than it says.
+// What a map shows, in words: for readers who can't see its colours, and so that none reads too much into them.
 
 import { SMALLEST_LIMIT, findUniformLevel } from "./scales.js";
 import { nameHead, number, percent, signed } from "./words.js";

@@ -23,9 +23,9 @@ export function find(id) {
   return element;
 }
 
-const REST_MS = 80; // between two drawings: a queue of hundreds changes something all the time
+const REST_MS = 80; // from one drawing to the next: a queue of hundreds changes something all the time
 
-/** Calls `draw` before the next picture, once however often it is asked for, and not again at once. */
+/** Calls `draw` before the next frame, once however often it is asked for, and not again until it has rested. */
 export function atNextFrame(draw) {
   let isAsked = false;
   let drawnAt = -REST_MS;

@@ -121,7 +121,7 @@ export class Heat {
     const options = this.#tile.options(this.#tiles.settings);
     return {
       ...options,
-      tta: method === "occlusion" ? false : options.tta, // which asks the model often enough already
+      tta: method === "occlusion" ? false : options.tta, // it asks the model often enough already
       method,
       target: isAboutClass(method) && target ? target : null,
       layer: method === "attention" && layer !== "" ? layer : null,
@@ -222,7 +222,7 @@ export class Heat {
     const box = this.#map?.box ?? chooseBox(this.#picture, answer);
     const ground = drawTile(tileCanvas, this.#picture, box, this.#card);
     layTile(mapCanvas, ground, this.#map ? this.#view.alpha : 0);
-    if (answer?.input.mpp) drawRuler(tileCanvas, answer.input.mpp * (box[2] - box[0])); // which would hide a part of the map
+    if (answer?.input.mpp) drawRuler(tileCanvas, answer.input.mpp * (box[2] - box[0])); // on the map it would hide a part
     return ground;
   }
 

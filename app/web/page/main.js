@@ -35,9 +35,9 @@ const table = new Table(find("table"), choose, colorOf, () => arrange(true));
 const queue = new Queue(askFor, tiles);
 const askForKey = listenForKey(api, openService);
 
-let arranged = []; // the tiles in the order and the choice that are shown
+let arranged = []; // the tiles that are shown, in their order
 let arrangedAt = 0;
-let hasArrangedAll = false; // nothing was under way any more
+let hasArrangedAll = false; // nothing was under way any more at that time
 let filter = null; // {title, admits}
 let isTable = false;
 
