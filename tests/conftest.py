@@ -15,6 +15,12 @@ MADE_FROM = ("tests/conftest.py", "model/*.py", "training/export.py", "training/
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs the tests that are coroutines, each in a loop of its own."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def tiny_artifact(pytestconfig) -> Path:
     """fp32 and int8 graphs with two layers of two heads; its answers mean nothing, but differ from tile to tile.
 

@@ -80,25 +80,21 @@ def test_last_refusal_is_passed_on_without_waiting_once_more(monkeypatch):
     assert waits == [60] * (len(asked) - 1)
 
 
-def test_a_key_beyond_ascii_travels_and_an_address_that_is_none_is_told():
-    async def ask_there(url: str) -> None:
-        async with connect(url, "schlüssel") as client:
-            assert client.headers.raw[-1] == (b"X-API-Key", "schlüssel".encode())
-            await ask_model(client)
-
+@pytest.mark.anyio
+async def test_a_key_beyond_ascii_travels_and_an_address_that_is_none_is_told():
     for url in ("http://127.0.0.1:1", "http://[", "nowhere", "http://127.0.0.1:99999", "http://xn--a", "ftp://there"):
         with pytest.raises(Unanswered, match=r"nobody answers|is no address"):
-            asyncio.run(ask_there(url))
+            async with connect(url, "schlüssel") as client:
+                assert client.headers.raw[-1] == (b"X-API-Key", "schlüssel".encode())
+                await ask_model(client)
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("key", ["a\nb", "\udcff", "x\x01"])
-def test_a_key_that_no_header_can_carry_is_at_fault_itself(key):
-    async def ask_there() -> None:
+async def test_a_key_that_no_header_can_carry_is_at_fault_itself(key):
+    with pytest.raises(Unanswered, match="the key"):
         async with connect("http://127.0.0.1:1", key):
             raise AssertionError
-
-    with pytest.raises(Unanswered, match="the key"):
-        asyncio.run(ask_there())
 
 
 @pytest.mark.parametrize(
@@ -182,13 +178,11 @@ def test_ctrl_c_ends_it_without_a_server_too(tiny_artifact: Path, png: bytes, tm
         asyncio.run(ask_until_cancelled())
 
 
-def test_without_a_server_no_body_is_too_large(tiny_artifact: Path, png: bytes):
-    async def ask_here() -> httpx.Response:
-        async with open_here(Settings(artifact=tiny_artifact, max_body_mib=0.001)) as service:
-            return await ask(service, "/predict", png, {})
-
+@pytest.mark.anyio
+async def test_without_a_server_no_body_is_too_large(tiny_artifact: Path, png: bytes):
     assert len(png) > 0.001 * 2**20
-    assert asyncio.run(ask_here()).is_success
+    async with open_here(Settings(artifact=tiny_artifact, max_body_mib=0.001)) as service:
+        assert (await ask(service, "/predict", png, {})).is_success
 
 
 def test_an_option_that_is_wrong_for_all_ends_it(tmp_path: Path):

@@ -1,23 +1,25 @@
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from app.batcher import QueueFull
 from app.decoders import Decoders
 
+pytestmark = pytest.mark.anyio
 
-def with_decoders(threads: int, scenario: Callable[[Decoders, threading.Event], Awaitable[None]]) -> None:
-    async def run() -> None:
-        decoders, gate = Decoders(threads), threading.Event()
-        try:
-            await scenario(decoders, gate)
-        finally:
-            gate.set()
-            decoders.close()
 
-    asyncio.run(run())
+@contextmanager
+def start(threads: int) -> Iterator[tuple[Decoders, threading.Event]]:
+    """Decoders, and a gate for their work to wait at, which is opened at the end."""
+    decoders, gate = Decoders(threads), threading.Event()
+    try:
+        yield decoders, gate
+    finally:
+        gate.set()
+        decoders.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -26,8 +28,8 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def test_who_would_wait_too_long_is_refused_at_once():
-    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+async def test_who_would_wait_too_long_is_refused_at_once():
+    with start(2) as (decoders, gate):
         # Nothing is known yet, so these are let in.
         jobs = [asyncio.create_task(decoders.read_large(gate.wait, 10, patience_s=0)) for _ in range(20)]
         await asyncio.sleep(0)
@@ -42,24 +44,20 @@ def test_who_would_wait_too_long_is_refused_at_once():
         await until(lambda: decoders._pictures == 0)
         assert await decoders.read_large(lambda: "read", 1000, patience_s=0)  # nobody waits
 
-    with_decoders(2, scenario)
 
-
-def test_small_pictures_do_not_wait_behind_large_ones():
-    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+async def test_small_pictures_do_not_wait_behind_large_ones():
+    with start(1) as (decoders, gate):
         large = [asyncio.create_task(decoders.read_large(gate.wait, 10, patience_s=0)) for _ in range(3)]
         await asyncio.sleep(0)
         assert await decoders.run(lambda: "small") == "small"
         assert not any(job.done() for job in large)
 
-    with_decoders(1, scenario)
 
-
-def test_what_reading_takes_is_learnt_from_failures_and_from_those_whose_sender_has_gone():
+async def test_what_reading_takes_is_learnt_from_failures_and_from_those_whose_sender_has_gone():
     def fail() -> None:
         raise ArithmeticError
 
-    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+    with start(1) as (decoders, gate):
         with pytest.raises(ArithmeticError):
             await decoders.read_large(fail, 10, patience_s=0)
         await until(lambda: decoders._known_megapixels == 10)
@@ -81,11 +79,9 @@ def test_what_reading_takes_is_learnt_from_failures_and_from_those_whose_sender_
         assert decoders._known_megapixels == pytest.approx(19)
         assert decoders._megapixels == 0
 
-    with_decoders(1, scenario)
 
-
-def test_what_ends_after_the_end_starts_nothing_more():
-    async def scenario(decoders: Decoders, gate: threading.Event) -> None:
+async def test_what_ends_after_the_end_starts_nothing_more():
+    with start(1) as (decoders, gate):
         job = asyncio.create_task(decoders.read_large(gate.wait, 10, patience_s=0))
         await asyncio.sleep(0)
         gate.set()
@@ -93,5 +89,3 @@ def test_what_ends_after_the_end_starts_nothing_more():
         assert await job
         await until(lambda: decoders._pictures == 0)
         assert decoders._tidying is None
-
-    with_decoders(1, scenario)

@@ -144,20 +144,19 @@ def test_a_client_that_leaves_in_the_middle():
         read(DATA, "image/png", end="http.disconnect")
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("drips", [False, True])
-def test_a_client_that_stops_sending_or_never_ends(monkeypatch, drips):
+async def test_a_client_that_stops_sending_or_never_ends(monkeypatch, drips):
     monkeypatch.setattr(intake, "UPLOAD_S" if drips else "STALL_S", 0.01)
 
     async def receive():
         await asyncio.Event().wait() if not drips else await asyncio.sleep(0)
         return {"type": "http.request", "body": b"x", "more_body": True}
 
-    async def scenario():
-        headers = [(b"content-type", b"image/png")]
-        await read_image(Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive))
-
+    headers = [(b"content-type", b"image/png")]
+    request = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive)
     with pytest.raises(StalledUpload, match="has not ended" if drips else "stood still"):
-        asyncio.run(scenario())
+        await read_image(request)
 
 
 def test_large_files_never_touch_the_disk(monkeypatch):

@@ -117,7 +117,8 @@ def test_a_body_over_the_limit_is_refused(tiny_artifact):
         assert client.post_image("/predict", b"x" * 10_000).status_code == 415
 
 
-def test_bodies_that_are_too_much_together_are_refused_until_some_are_answered():
+@pytest.mark.anyio
+async def test_bodies_that_are_too_much_together_are_refused_until_some_are_answered():
     largest = SMALL_BYTES + 1
     answered, read = asyncio.Event(), asyncio.Event()
 
@@ -137,25 +138,23 @@ def test_bodies_that_are_too_much_together_are_refused_until_some_are_answered()
 
         await limit({"type": "http", "headers": []}, receive, send)
 
-    async def scenario() -> None:
-        slow = [asyncio.create_task(upload(largest)) for _ in range(LARGEST_AT_ONCE)]
-        while limit.held_bytes < LARGEST_AT_ONCE * largest:
-            await asyncio.sleep(0)
-        small = asyncio.create_task(upload(1))
-        with pytest.raises(TooManyUploads, match=r"are 1 MiB together already; send fewer or smaller ones"):
-            await upload(largest)
-        answered.set()
-        while limit.held_bytes:  # although nobody has read an answer yet
-            await asyncio.sleep(0)
-        another = asyncio.create_task(upload(largest))
-        read.set()
-        await asyncio.gather(*slow, small, another)
-        assert limit.held_bytes == 0
-
-    asyncio.run(scenario())
+    slow = [asyncio.create_task(upload(largest)) for _ in range(LARGEST_AT_ONCE)]
+    while limit.held_bytes < LARGEST_AT_ONCE * largest:
+        await asyncio.sleep(0)
+    small = asyncio.create_task(upload(1))
+    with pytest.raises(TooManyUploads, match=r"are 1 MiB together already; send fewer or smaller ones"):
+        await upload(largest)
+    answered.set()
+    while limit.held_bytes:  # although nobody has read an answer yet
+        await asyncio.sleep(0)
+    another = asyncio.create_task(upload(largest))
+    read.set()
+    await asyncio.gather(*slow, small, another)
+    assert limit.held_bytes == 0
 
 
-def test_a_hang_up_is_heard_however_full_it_is():
+@pytest.mark.anyio
+async def test_a_hang_up_is_heard_however_full_it_is():
     """Whoever watches for it must not be told of uploads instead."""
     limit = BodyLimit(None, max_bytes=SMALL_BYTES + 1)  # type: ignore[arg-type]
     limit.held_bytes = 100 * SMALL_BYTES
@@ -169,5 +168,5 @@ def test_a_hang_up_is_heard_however_full_it_is():
         return next(messages)
 
     limit.app = app
-    asyncio.run(limit({"type": "http", "headers": []}, receive, None))  # type: ignore[arg-type]
+    await limit({"type": "http", "headers": []}, receive, None)  # type: ignore[arg-type]
     assert heard == ["http.request", "http.disconnect"]

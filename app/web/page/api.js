@@ -1,9 +1,10 @@
 // The service, asked by its public routes. Addresses are relative, so that a proxy may put the page under a path.
 
 const KEY = "tissue-key"; // in the session storage: for this tab only
+const MOST_TRIES = 20; // for a map, of a service that is busy
 
 /** Why there is no answer, in the words of the service (RFC 9457) or in ours where it could say nothing. */
-export class Problem extends Error {
+class Problem extends Error {
   constructor({ status, code, title, detail = "", requestId = null, retryAfterS = null }) {
     super(detail ? `${title}: ${detail}` : title);
     Object.assign(this, { status, code, title, detail, requestId, retryAfterS });
@@ -42,13 +43,13 @@ export class Api {
     return this.#request(`predict${writeQuery(options)}`, { method: "POST", body: await wrap(file), signal });
   }
 
-  /** The map as numbers; what waits for a busy service says so to `onWait`. */
-  explain(file, options, signal, onWait) {
+  /** The map as numbers; `onWait` hears of the problem each time that a busy service is waited for. */
+  fetchMap(file, options, signal, onWait) {
     return this.#askForMap(file, { ...options, format: "json" }, { signal }, onWait);
   }
 
   /** The map as the service draws it: a PNG with the tile, the scale and a caption. */
-  draw(file, options, onWait) {
+  fetchMapPicture(file, options, onWait) {
     return this.#askForMap(file, { ...options, format: "png" }, { read: readPng }, onWait);
   }
 
@@ -94,9 +95,7 @@ export class Api {
   }
 }
 
-const MOST_TRIES = 20;
-
-// Both give null where something between us and the service has answered.
+// Both give null for what the service never sends: something between here and there has answered.
 
 async function readJson(response) {
   const text = await response.text();

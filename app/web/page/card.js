@@ -3,6 +3,7 @@
 import { make, swatch } from "./dom.js";
 import { asLabel, asSentence, count, list, number, percent } from "./words.js";
 
+const BASELINE = "accuracy of "; // begins the names of such figures
 const COUNTED = /^(size|nll|brier|ece|macro)/; // metrics that are no shares
 const NAMES = {
   macro_f1: "F1, mean of the classes",
@@ -23,7 +24,8 @@ export function describeCard(card) {
       make(
         "p",
         {},
-        `It sees squares of ${card.tile_px} pixels at ${number(card.tile_mpp)} µm per pixel, ${fieldUm} µm wide, as ${card.grid} × ${card.grid} patches. `,
+        `It sees squares of ${card.tile_px} pixels at ${number(card.tile_mpp)} µm per pixel, ${fieldUm} µm wide, `,
+        `as ${card.grid} × ${card.grid} patches. `,
         "An image of known scale is brought to that scale; of one without, the whole centre square is taken.",
       ),
     ),
@@ -62,16 +64,22 @@ function describeMetrics({ metrics }) {
 function tellAccuracy(metrics) {
   const accuracy = metrics.find(({ name }) => name === "accuracy");
   if (!accuracy) return "";
-  const isBaseline = ({ name, protocol }) => name.startsWith("accuracy of ") && protocol === accuracy.protocol;
+  const isBaseline = ({ name, protocol }) => name.startsWith(BASELINE) && protocol === accuracy.protocol;
   const baselines = metrics.filter(isBaseline); // others are of some of the answers only, and their protocol says of which
-  const best = baselines.reduce((found, metric) => (!found || metric.value > found.value ? metric : found), null);
-  const beside = best ? ` The best baseline without a network (${best.name.slice("accuracy of ".length)}): ${Math.round(100 * best.value)}.` : "";
-  return `Right for ${Math.round(100 * accuracy.value)} of 100 tiles (${Math.round(100 * accuracy.low)} to ${Math.round(100 * accuracy.high)}).${beside}`;
+  const [best] = baselines.sort((a, b) => b.value - a.value);
+  const [right, low, high] = [accuracy.value, accuracy.low, accuracy.high].map(ofHundred);
+  const told = `Right for ${right} of 100 tiles (${low} to ${high}).`;
+  if (!best) return told;
+  return `${told} The best baseline without a network (${best.name.slice(BASELINE.length)}): ${ofHundred(best.value)}.`;
+}
+
+function ofHundred(share) {
+  return Math.round(100 * share);
 }
 
 function makeMetricTable(metrics, protocol) {
   const rows = metrics.map(({ name, value, low, high, n, protocol: own }) => {
-    const write = COUNTED.test(name) ? (figure) => number(figure, 3) : percent;
+    const write = COUNTED.test(name) ? (figure) => number(figure) : percent;
     const added = own.slice(protocol.length).replace(/^; */, "");
     const title = (NAMES[name] ?? asLabel(name)) + (added ? ` (${added})` : "");
     return make(

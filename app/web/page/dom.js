@@ -23,9 +23,9 @@ export function find(id) {
   return element;
 }
 
-const REST_MS = 80; // between two drawings: a queue of hundreds changes something all the time
+const REST_MS = 80; // from one drawing to the next: a queue of hundreds changes something all the time
 
-/** Calls `draw` before the next picture, once however often it is asked for, and not again at once. */
+/** Calls `draw` before the next frame, once however often it is asked for, and not again until it has rested. */
 export function atNextFrame(draw) {
   let isAsked = false;
   let drawnAt = -REST_MS;
@@ -41,6 +41,35 @@ export function atNextFrame(draw) {
     if (rest > 0) setTimeout(() => requestAnimationFrame(drawNow), rest);
     else requestAnimationFrame(drawNow);
   };
+}
+
+/** Makes these the element's only children, and touches nothing where they are so already. */
+export function placeChildren(root, children) {
+  const isSame = children.length === root.children.length && children.every((child, n) => child === root.children[n]);
+  if (!isSame) root.replaceChildren(...children);
+}
+
+/**
+ * Draws tiles as a list that is one stop for the tab key: the selected tile, or the first.
+ * @param {HTMLElement} root
+ * @param {Map<Tile, {version: number, item: HTMLElement, stop: HTMLElement}>} known what is drawn of each tile, and which
+ *   part of it takes the focus; kept up to date here
+ * @param {Tile[]} tiles in the order of the list
+ * @param {Tile | null} selected
+ * @param {(tile: Tile, known?: object) => {item: HTMLElement, stop: HTMLElement}} renew draws one that is new or changed
+ */
+export function redraw(root, known, tiles, selected, renew) {
+  const hadFocus = root.contains(document.activeElement);
+  for (const tile of tiles) {
+    const { version } = tile;
+    if (known.get(tile)?.version !== version) known.set(tile, { ...renew(tile, known.get(tile)), version });
+  }
+  const shown = new Set(tiles);
+  for (const tile of known.keys()) if (!shown.has(tile)) known.delete(tile);
+  placeChildren(root, tiles.map((tile) => known.get(tile).item));
+  const current = shown.has(selected) ? selected : tiles[0];
+  for (const tile of tiles) known.get(tile).stop.tabIndex = tile === current ? 0 : -1;
+  if (hadFocus && current) known.get(current).stop.focus({ preventScroll: true });
 }
 
 /** A small square of a class's colour; the name always stands beside it. */

@@ -1,51 +1,44 @@
 // The review queue as pictures: a list box, one tab stop, arrows move and choose.
 
-import { make } from "./dom.js";
-import { describeVerdict, percent } from "./words.js";
+import { make, redraw } from "./dom.js";
+import { STATES, describeVerdict, percent } from "./words.js";
 
 export class Gallery {
+  #root;
+  #choose;
+  #colorOf;
+  #options = new Map(); // by tile, as redraw keeps them
+  #shown = [];
+
   /** @param {HTMLElement} root @param {(tile) => void} choose @param {(label: string) => string} colorOf */
   constructor(root, choose, colorOf) {
-    this.root = root;
-    this._choose = choose;
-    this._colorOf = colorOf;
-    this._options = new Map(); // tile -> {option, version}
-    this._shown = [];
-    root.addEventListener("keydown", (event) => this._move(event));
+    this.#root = root;
+    this.#choose = choose;
+    this.#colorOf = colorOf;
+    root.addEventListener("keydown", (event) => this.#move(event));
   }
 
   draw(tiles, selected) {
-    const hadFocus = this.root.contains(document.activeElement);
-    const options = tiles.map((tile) => this._renew(tile));
-    const shown = new Set(tiles);
-    for (const tile of this._options.keys()) if (!shown.has(tile)) this._options.delete(tile);
-    if (options.length !== this.root.children.length || options.some((option, n) => option !== this.root.children[n])) {
-      this.root.replaceChildren(...options);
-    }
-    this._shown = tiles;
-    const current = shown.has(selected) ? selected : tiles[0];
-    for (const tile of tiles) {
-      const { option } = this._options.get(tile);
-      option.setAttribute("aria-selected", String(tile === selected));
-      option.tabIndex = tile === current ? 0 : -1;
-    }
-    if (hadFocus && current) this._options.get(current).option.focus({ preventScroll: true });
+    redraw(this.#root, this.#options, tiles, selected, (tile, known) => this.#renew(tile, known));
+    for (const tile of tiles) this.#optionOf(tile).setAttribute("aria-selected", String(tile === selected));
+    this.#shown = tiles;
   }
 
-  _renew(tile) {
-    const known = this._options.get(tile);
-    if (known?.version === tile.version) return known.option;
-    const option = known?.option ?? make("li", { role: "option", onclick: () => this._choose(tile) });
-    fillOption(option, tile, this._colorOf);
-    this._options.set(tile, { option, version: tile.version });
-    return option;
+  #optionOf(tile) {
+    return this.#options.get(tile)?.item;
   }
 
-  _move(event) {
-    const focused = this._shown.findIndex((tile) => this._options.get(tile)?.option === document.activeElement);
+  #renew(tile, known) {
+    const option = known?.item ?? make("li", { role: "option", onclick: () => this.#choose(tile) });
+    fillOption(option, tile, this.#colorOf);
+    return { item: option, stop: option };
+  }
+
+  #move(event) {
+    const focused = this.#shown.findIndex((tile) => this.#optionOf(tile) === document.activeElement);
     if (focused < 0) return;
-    const columns = getComputedStyle(this.root).gridTemplateColumns.split(" ").length;
-    const last = this._shown.length - 1;
+    const columns = getComputedStyle(this.#root).gridTemplateColumns.split(" ").length;
+    const last = this.#shown.length - 1;
     const targets = {
       ArrowRight: focused + 1,
       ArrowLeft: focused - 1,
@@ -59,26 +52,26 @@ export class Gallery {
     const target = targets[event.key];
     if (target === undefined) return;
     event.preventDefault();
-    const tile = this._shown[Math.min(last, Math.max(0, target))];
-    this._options.get(tile).option.focus();
-    this._choose(tile);
+    const tile = this.#shown[Math.min(last, Math.max(0, target))];
+    this.#optionOf(tile).focus();
+    this.#choose(tile);
   }
 }
 
 function fillOption(option, tile, colorOf) {
-  const { answer, problem } = tile;
+  const { answer, problem, name, shownState } = tile;
   const verdict = answer && describeVerdict(answer.verdict);
-  const state = answer ? answer.label : { failed: "no answer", cancelled: "cancelled", asked: "asking", waiting: "waiting" }[tile.state];
-  const spoken = answer ? `${answer.label}, ${percent(answer.confidence)}, ${verdict.short}` : state;
-  option.title = tile.name;
-  option.ariaLabel = `${tile.name}: ${spoken}`;
-  option.dataset.state = problem ? "failed" : tile.state;
+  const title = answer?.label ?? STATES[tile.state];
+  const spoken = answer ? `${title}, ${percent(answer.confidence)}, ${verdict.short}` : title;
+  option.title = name;
+  option.ariaLabel = `${name}: ${spoken}`;
+  option.dataset.state = shownState;
   option.dataset.verdict = answer?.verdict ?? "";
   option.style.setProperty("--color", answer ? colorOf(answer.label) : "transparent");
   const mark = problem ? "!" : answer && answer.verdict !== "ok" ? verdict.mark : "";
   option.replaceChildren(
     tile.thumbnail,
-    make("span", { className: "name" }, state),
+    make("span", { className: "name" }, title),
     make("span", { className: "share" }, answer ? percent(answer.confidence) : ""),
     ...(mark ? [make("span", { className: "mark", ariaHidden: "true" }, mark)] : []),
   );

@@ -83,7 +83,7 @@ async function listFolder(folder) {
 
 /** Of a folder, which holds other things too: what was dropped by itself is asked about whatever it is called. */
 function isWanted({ name, isFile }) {
-  if (!name) return true; // one that isn't UTF-8, which can't be read: it counts as such
+  if (!name) return true; // its name isn't UTF-8, so it can't be read: it is counted among what couldn't be
   return !name.startsWith(".") && (!isFile || SUFFIX.test(name));
 }
 

@@ -3,7 +3,7 @@
 import { Api } from "./api.js";
 import { describeCard } from "./card.js";
 import { Detail } from "./detail.js";
-import { atNextFrame, find, make, press, swatch } from "./dom.js";
+import { atNextFrame, find, make, placeChildren, press, swatch } from "./dom.js";
 import { saveList, writeCsv, writeJson } from "./export.js";
 import { Gallery } from "./gallery.js";
 import { Heat } from "./heat.js";
@@ -35,9 +35,9 @@ const table = new Table(find("table"), choose, colorOf, () => arrange(true));
 const queue = new Queue(askFor, tiles);
 const askForKey = listenForKey(api, openService);
 
-let arranged = []; // the tiles in the order and the choice that are shown
+let arranged = []; // the tiles that are shown, in their order
 let arrangedAt = 0;
-let hasArrangedAll = false; // nothing was under way any more
+let hasArrangedAll = false; // nothing was under way any more at that time
 let filter = null; // {title, admits}
 let isTable = false;
 
@@ -205,6 +205,11 @@ function arrange(isWanted) {
   find("order").disabled = isTable && Boolean(table.key);
 }
 
+/** Without an answer, and without any hope of one unless it is asked for again. */
+function isLeft({ state }) {
+  return state === "failed" || state === "cancelled";
+}
+
 /** How many there are of each kind; pressing one shows only those. */
 function drawFilters() {
   const answered = tiles.all.filter(({ answer }) => answer);
@@ -215,7 +220,7 @@ function drawFilters() {
       title: describeVerdict(verdict).short,
       admits: ({ answer }) => answer?.verdict === verdict,
     })),
-    { title: "no answer", admits: ({ state }) => state === "failed" || state === "cancelled" },
+    { title: "no answer", admits: isLeft },
   ];
   const root = find("filters");
   const buttons = kinds.map(({ title, color, admits }) => {
@@ -233,7 +238,7 @@ function drawFilters() {
     button.replaceChildren(...(color ? [swatch(color)] : []), `${title} `, make("b", {}, String(n)));
     return button;
   });
-  if (buttons.some((button, n) => button !== root.children[n])) root.replaceChildren(...buttons);
+  placeChildren(root, buttons);
 }
 
 let toldAbout = "";
@@ -281,7 +286,7 @@ function listenForButtons() {
   find("next").addEventListener("click", () => step(1));
   find("cancel").addEventListener("click", () => queue.cancel());
   find("resume").addEventListener("click", () => (queue.problem?.wantsKey ? askForKey() : queue.resume()));
-  find("again").addEventListener("click", () => queue.add(tiles.all.filter(({ state }) => state === "failed" || state === "cancelled")));
+  find("again").addEventListener("click", () => queue.add(tiles.all.filter(isLeft)));
   find("clear").addEventListener("click", () => {
     queue.cancel();
     filter = null;

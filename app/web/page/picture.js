@@ -54,7 +54,7 @@ export function fade(canvas) {
 }
 
 /** 1, 2 or 5 times a power of ten, at most a third of the field. */
-export function chooseRuler(fieldUm) {
+function chooseRuler(fieldUm) {
   const longest = fieldUm / 3;
   const power = 10 ** Math.floor(Math.log10(longest));
   return Math.max(...[1, 2, 5].map((step) => step * power).filter((length) => length <= longest));

@@ -8,17 +8,14 @@ const ADVICE = {
   deadline_exceeded: "Ask again when the service is less busy.",
 };
 
+/** @param {Error} problem the service's (api.js), or one of this page @param {string} [then] what comes of it */
 export function explain(problem, then = "") {
-  const said = asSentence(problem.title ? `${problem.title}${problem.detail ? `: ${problem.detail}` : ""}` : String(problem.message));
-  return [said, ADVICE[problem.code], then, tellRequest(problem.requestId)].filter(Boolean).join(" ");
-}
-
-function tellRequest(requestId) {
-  return requestId ? `(Request ${requestId})` : "";
+  const request = problem.requestId ? `(Request ${problem.requestId})` : "";
+  return [asSentence(problem.message), ADVICE[problem.code], then, request].filter(Boolean).join(" ");
 }
 
 /** The same as paragraphs, where there is room. */
-export function show(problem) {
+export function explainInParagraphs(problem) {
   const paragraphs = [make("p", {}, make("strong", {}, asSentence(problem.title ?? "Something went wrong in this page")))];
   const detail = problem.detail ?? problem.message;
   if (detail) paragraphs.push(make("p", {}, asSentence(detail.charAt(0).toUpperCase() + detail.slice(1)), " ", ADVICE[problem.code] ?? ""));

@@ -1,7 +1,9 @@
 // Baseline TIFF, which browsers can't show and slides are full of: 8 or 16 bits, grey, RGB or palette, in strips or
 // tiles, uncompressed, LZW, PackBits or Deflate. Anything else is refused; the service may still read it.
 
+// By a value's type: its bytes, and how DataView calls the numbers that have more than one.
 const SIZES = { 1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 11: 4, 12: 8 };
+const READERS = { 3: "getUint16", 4: "getUint32" };
 const TAGS = {
   256: "width",
   257: "height",
@@ -21,6 +23,7 @@ const TAGS = {
   324: "tileOffsets",
   325: "tileBytes",
 };
+const LISTS = new Set(["bits", "palette", "stripOffsets", "stripBytes", "tileOffsets", "tileBytes"]);
 const MOST_PIXELS = 1e8;
 const MOST_BLOCK_PIXELS = 2048 ** 2; // of a tile, where that is more than the picture: a file must not stall the page
 
@@ -71,9 +74,9 @@ function readTags(view, little) {
     const length = view.getUint32(entry + 4, little);
     require(SIZES[type] && length <= MOST_PIXELS / 100, "its tags");
     const at = SIZES[type] * length > 4 ? view.getUint32(entry + 8, little) : entry + 8;
-    const read = (k) => (type === 3 ? view.getUint16(at + 2 * k, little) : type === 4 ? view.getUint32(at + 4 * k, little) : view.getUint8(at + k));
-    const values = Array.from({ length }, (_, k) => read(k));
-    tags[name] = /Offsets|Bytes|bits|palette/.test(name) ? values : values[0];
+    const read = READERS[type] ?? "getUint8";
+    const values = Array.from({ length }, (_, k) => view[read](at + SIZES[type] * k, little));
+    tags[name] = LISTS.has(name) ? values : values[0];
   }
   return tags;
 }
@@ -177,18 +180,17 @@ function unpackLzw(packed, size) {
 /** The block's samples, with the horizontal differences summed up. */
 function readSamples(raw, block, { bits, samples, predictor }, little) {
   const count = block.width * block.height * samples;
-  let values = raw;
-  if (bits[0] === 16) {
-    const view = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
-    values = Uint16Array.from({ length: count }, (_, k) => view.getUint16(2 * k, little));
-  } else {
-    values = raw.slice(0, count);
-  }
+  const values = bits[0] === 16 ? readPairs(raw, count, little) : raw.slice(0, count);
   if (predictor === 2) {
     const row = block.width * samples;
     for (let k = 0; k < Math.min(count, values.length); k++) if (k % row >= samples) values[k] += values[k - samples];
   }
   return values;
+}
+
+function readPairs(raw, count, little) {
+  const view = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
+  return Uint16Array.from({ length: count }, (_, k) => view.getUint16(2 * k, little));
 }
 
 function copyBlock(values, block, tags, pixels) {

@@ -31,6 +31,11 @@ export class Tile {
     this.version++;
   }
 
+  /** One that had no answer is shown as failed until it has one, even while it is asked for again. */
+  get shownState() {
+    return this.problem ? "failed" : this.state;
+  }
+
   /** What the service is told beside the image. */
   options(settings) {
     return { mpp: this.mpp ?? settings.mpp, coverage: settings.coverage, tta: settings.tta };
@@ -50,13 +55,18 @@ export function rankDoubt(tile) {
   return measureDoubt(tile.answer.probabilities) + (tile.answer.verdict === "out_of_scope" ? 1 : 0);
 }
 
-const byName = new Intl.Collator("en", { numeric: true });
+export const collator = new Intl.Collator("en", { numeric: true }); // tile 9 before tile 10
+
+/** To sort by: whatever has no answer comes after all classes. */
+export function labelOrLast({ answer }) {
+  return answer?.label ?? "\uffff";
+}
 
 export const ORDERS = {
   doubt: (a, b) => rankDoubt(b) - rankDoubt(a) || a.number - b.number,
   arrival: (a, b) => a.number - b.number,
-  name: (a, b) => byName.compare(a.name, b.name) || a.number - b.number,
-  label: (a, b) => byName.compare(a.answer?.label ?? "\uffff", b.answer?.label ?? "\uffff") || ORDERS.doubt(a, b),
+  name: (a, b) => collator.compare(a.name, b.name) || a.number - b.number,
+  label: (a, b) => collator.compare(labelOrLast(a), labelOrLast(b)) || ORDERS.doubt(a, b),
 };
 
 export class Tiles extends EventTarget {

@@ -35,7 +35,14 @@ export function asLabel(name) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
-export const VERDICTS = {
+/** Of a tile without an answer. */
+export const STATES = { waiting: "waiting", asked: "asking", failed: "no answer", cancelled: "cancelled" };
+
+export function nameHead(head) {
+  return head === "mean" ? "mean of all heads" : `head ${head}`;
+}
+
+const VERDICTS = {
   ok: { mark: "\u2713", title: "Within the model's limits", short: "ok" },
   unscaled: { mark: "?", title: "Within the model's limits, if the scale is right", short: "ok, if the scale is right" },
   uncertain: { mark: "?", title: "Uncertain: look for yourself", short: "uncertain" },
