@@ -9,7 +9,8 @@ from app import schemas
 from app.maps import Drawable
 from app.samples import Sample
 from model.artifact import Manifest, Precision
-from model.scope import judge
+from model.pixels import MIN_MPP
+from model.scope import Doubt, judge
 from model.session import Classifier
 
 Floats = NDArray[np.float32]
@@ -42,6 +43,9 @@ def describe_prediction(
     top = int(mean.argmax())
     shares = dict(zip(manifest.class_names, mean.tolist(), strict=True))
     doubts, verdict = judge(sample.quality, distance, float(mean[top]), manifest.gate)
+    if sample.tile.mpp_source == "unknown" and (doubt := doubt_scale(sample.picture.rgb, manifest)):
+        doubts.append(doubt)
+        verdict = "uncertain" if verdict == "ok" else verdict
     return schemas.Prediction(
         label=manifest.class_names[top],
         confidence=shares[manifest.class_names[top]],
@@ -56,6 +60,18 @@ def describe_prediction(
         tta=compare_views(probabilities, top) if len(probabilities) > 1 else None,
         input=describe_input(sample),
         model=model,
+    )
+
+
+def doubt_scale(rgb: NDArray[np.uint8], manifest: Manifest) -> Doubt | None:
+    """Where nobody tells the scale, the square that was looked at counts as one tile: some are too large to be one."""
+    side_px, tile_um = min(rgb.shape[:2]), manifest.tile_px * manifest.tile_mpp
+    if tile_um / side_px >= MIN_MPP:
+        return None
+    return Doubt(
+        "implausible_scale",
+        f"Nothing tells the scale, and {side_px} px are too many for the {tile_um:.0f} um of a tile: it is a larger "
+        "field. Give um per pixel (mpp).",
     )
 
 

@@ -130,6 +130,7 @@ def write_openapi(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
         description=app.description,
         routes=app.routes,
         tags=TAGS,
+        servers=app.servers,
     )
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     document["components"]["schemas"] |= {**problem.pop("$defs", {}), "Problem": problem}

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from app import docs, routes
@@ -41,6 +42,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("tissue"),
         summary="Tells which tissue a small H&E image shows, how sure it is, and where it looked.",
         description=docs.DESCRIPTION,
+        servers=[{"url": "."}],  # wherever this document was found: a proxy may have put a path in front
+        generate_unique_id_function=lambda route: route.name,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -66,7 +69,7 @@ def stack_middleware(settings: Settings, metrics: Metrics, is_draining: Callable
     keys = settings.read_keys()
     stack = [
         Middleware(SecurityHeaders),
-        Middleware(Tracing, metrics=metrics, is_draining=is_draining),
+        Middleware(Tracing, metrics=metrics, is_draining=is_draining, paths=list_paths()),
     ]
     if settings.cors_origins:
         stack.append(
@@ -83,6 +86,11 @@ def stack_middleware(settings: Settings, metrics: Metrics, is_draining: Callable
         stack.append(Middleware(KeyCheck, keys=keys, respond=respond))
     stack.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
     return stack
+
+
+def list_paths() -> frozenset[str]:
+    """Of the routes, and of the document that FastAPI makes of them."""
+    return frozenset(route.path for route in routes.router.routes if isinstance(route, Route)) | {"/openapi.json"}
 
 
 def open_service(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -24,7 +24,6 @@ Respond = Callable[[Exception, Scope], Response]
 log = logging.getLogger(ACCESS)
 
 STATIC = "/static/"
-DOCUMENT = "/openapi.json"
 QUIET = ("/healthz", "/readyz", "/metrics", STATIC)  # asked for so often that their log lines would bury the others
 LARGEST_AT_ONCE = 8  # bodies of the largest allowed size that may lie in memory at a time, or as much in smaller ones
 BUFFERED_BYTES = 1 << 16  # uvicorn reads this much of a body that nobody asks for
@@ -76,10 +75,13 @@ class SecurityHeaders:
 class Tracing:
     """Request id, Server-Timing, metrics and access log."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, is_draining: Callable[[], bool], paths: frozenset[str]
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.is_draining = is_draining
+        self.paths = paths  # of all routes; any other would be a label of its own in the metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,8 +120,13 @@ class Tracing:
         if is_held_back or (self.is_draining() and announced <= BUFFERED_BYTES):
             yield b"connection", b"close"
 
+    def _name_route(self, path: str) -> str:
+        if path.startswith(STATIC):
+            return STATIC
+        return path if path in self.paths else "none"
+
     def _account(self, scope: Scope, trace: Trace, status: int) -> None:
-        route = name_route(scope)
+        route = self._name_route(scope["path"])
         seconds = trace.elapsed_s()
         self.metrics.requests.labels(route, scope["method"], status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
@@ -129,13 +136,6 @@ class Tracing:
         level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "request", extra=describe_request(scope, trace, route, status, seconds))
-
-
-def name_route(scope: Scope) -> str:
-    """Never the path itself, which may be anything, and would be a label of its own."""
-    if scope["path"].startswith(STATIC):
-        return STATIC
-    return DOCUMENT if scope["path"] == DOCUMENT else getattr(scope.get("route"), "path", "none")
 
 
 def describe_request(scope: Scope, trace: Trace, route: str, status: int, seconds: float) -> dict[str, object]:
@@ -189,25 +189,29 @@ class KeyCheck:
         self.digests = [hash_key(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] == "http"
-            and is_guarded(scope["method"], scope["path"])
-            and not self._admits(Headers(scope=scope))
-        ):
-            error = WrongKey("this route needs a key, as header 'X-API-Key: KEY' or 'Authorization: Bearer KEY'")
-            return await self.respond(error, scope)(scope, receive, send)
-        return await self.app(scope, receive, send)
+        if scope["type"] != "http" or not is_guarded(scope["method"], scope["path"]):
+            return await self.app(scope, receive, send)
+        offered = list_keys(Headers(scope=scope))
+        if self._admits(offered):
+            return await self.app(scope, receive, send)
+        came = "the key that came is none of this service's" if offered else "this route needs a key"
+        error = WrongKey(f"{came}; send one as header 'X-API-Key: KEY' or 'Authorization: Bearer KEY'")
+        return await self.respond(error, scope)(scope, receive, send)
 
-    def _admits(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        bearer = token if scheme.lower() == "bearer" else ""
-        # Only blanks are taken off: read as Latin-1, the last byte of a letter may look like another kind of space.
-        offered = [key.strip(" \t") for key in (headers.get("x-api-key", ""), bearer)]
+    def _admits(self, offered: list[str]) -> bool:
         # Headers are read as Latin-1 here. Beyond ASCII that is what browsers send; nearly all others send UTF-8.
         forms = [form for key in offered for form in (key.encode(), key.encode("latin-1"))]
         # Digests have one length and every key is compared, so the time taken tells nothing about them.
         matches = [hmac.compare_digest(hash_key(form), digest) for form in forms for digest in self.digests]
         return any(matches)
+
+
+def list_keys(headers: Headers) -> list[str]:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    bearer = token if scheme.lower() == "bearer" else ""
+    # Only blanks are taken off: read as Latin-1, the last byte of a letter may look like another kind of space.
+    offered = (key.strip(" \t") for key in (headers.get("x-api-key", ""), bearer))
+    return [key for key in offered if key]
 
 
 def is_guarded(method: str, path: str) -> bool:

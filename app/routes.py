@@ -270,9 +270,9 @@ async def readyz(request: Request) -> schemas.Readiness:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **docs.CARD_PROBLEMS},
 )
-async def show_metrics(request: Request) -> Response:
-    metrics: Metrics = request.app.state.metrics
-    return Response(metrics.expose(), headers={"Content-Type": CONTENT_TYPE})
+async def metrics(request: Request) -> Response:
+    numbers: Metrics = request.app.state.metrics
+    return Response(numbers.expose(), headers={"Content-Type": CONTENT_TYPE})
 
 
 @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)

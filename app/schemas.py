@@ -24,6 +24,7 @@ class ScaleOptions(BaseModel):
         description="Micrometres per pixel of the picture, 0.1 to 5. If given, or tagged in the file, the picture is "
         "rescaled and only its centre tile is judged; if not, the whole centre square is resized.",
         examples=[0.495],
+        json_schema_extra={"minimum": 0.1, "maximum": 5},  # told here, but refused with a code of its own
     )
 
 

@@ -78,6 +78,7 @@ FOREIGN = {
     re.compile(rb"PK\x03\x04"): "a ZIP archive",
     re.compile(rb"\x1f\x8b"): "gzip-compressed data, which isn't unpacked here",
     re.compile(rb"data:image/|iVBORw0KGgo|/9j/"): "base64 text instead of the image's bytes",
+    re.compile(rb"[\t\n\r -~]{1,255}\Z"): "a line of text (curl sends a file, not its name, with an @ before the name)",
 }
 JPEG_2000 = ("33003", "33004", "33005", "34712")  # as the compression of a TIFF
 PNG_END = b"IEND\xaeB`\x82"
@@ -446,7 +447,10 @@ def to_tile(picture: Picture, tile_px: int, tile_mpp: float, mpp: float | None =
     field_px, notes = choose_field(min(width, height), tile_px, tile_mpp, picture_mpp)
     if width * height > WIDE_FIELD_TILES * field_px**2:
         share = field_px**2 / (width * height)
-        notes.append(Note("only_centre_used", f"Only the centre of the image was looked at, {share:.0%} of its area."))
+        text = (
+            f"Only the centre of the image was looked at, {share:.0%} of its area; all of it: `tissue predict --grid`."
+        )
+        notes.append(Note("only_centre_used", text))
 
     pixels, box = cut(picture.rgb, field_px, tile_px)
     return Tile(pixels, box, picture_mpp and picture_mpp * (field_px / tile_px), picture_mpp, source, tuple(notes))

@@ -1,5 +1,8 @@
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.answers import CoverageUnavailable, choose_set, compare_views, describe_prediction
 from app.samples import take_sample
@@ -38,6 +41,16 @@ def test_a_distance_that_is_no_number_is_left_out_and_not_ok(sample, manifest):
     probabilities = np.array([[0.9, 0.1, 0, 0, 0, 0]], np.float32)
     answer = describe_prediction(sample, probabilities, gated, MODEL, None, float("nan"))
     assert answer.quality.distance is None and answer.verdict == "uncertain"
+
+
+@pytest.mark.parametrize(("side_px", "mpp", "verdict"), [(742, None, "ok"), (743, None, "uncertain"), (743, 0.4, "ok")])
+def test_a_field_too_large_for_a_tile_of_unknown_scale_is_not_ok(manifest, png, side_px, mpp, verdict):
+    field = io.BytesIO()
+    Image.open(io.BytesIO(png)).resize((side_px + 9, side_px)).save(field, "PNG")
+    anything = Gate(min_tissue_share=0, min_sharpness=0, min_confidence=0, protocol="none")
+    answer = predict(take_sample(field.getvalue(), manifest, mpp, 50), manifest, gate=anything)
+    assert answer.verdict == verdict
+    assert [reason.code for reason in answer.reasons] == ["implausible_scale"] * (verdict != "ok")
 
 
 def with_sets(manifest):

@@ -90,3 +90,19 @@ def test_a_map_appears_in_the_page(visit, png):
     picture.wait_for()
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
     visit.check()
+
+
+def test_a_path_may_stand_in_front_that_a_proxy_strips(visit, server):
+    asked = []
+
+    def strip(route: Any) -> None:
+        asked.append(route.request.url)
+        route.fulfill(response=route.fetch(url=route.request.url.replace("/tissue/", "/")))
+
+    page = visit.open("/healthz")
+    page.route(f"{server.url}/tissue/**", strip)
+    page.goto(f"{server.url}/tissue/docs")
+    answer = execute(open_operation(page, "/model"))
+    assert read_status(answer) == "200"
+    assert asked[-1] == f"{server.url}/tissue/model"
+    visit.check()

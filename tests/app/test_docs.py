@@ -6,6 +6,7 @@ import pytest
 
 from app.errors import HTTP_KINDS, KINDS
 from app.intake import ACCEPTED_TYPES
+from model.pixels import MAX_MPP, MIN_MPP
 from tests.app.conftest import open_client
 
 POSTS = ["/predict", "/predict/batch", "/attention", "/features"]
@@ -62,6 +63,22 @@ def test_problems_have_their_own_media_type_and_schema(document):
                 assert body["schema"] == {"$ref": "#/components/schemas/Problem"}
                 assert all(example["value"]["status"] == int(status) for example in body["examples"].values())
         assert "Retry-After" in document["paths"][path]["post"]["responses"]["503"]["headers"]
+
+
+def test_operations_have_names_that_generated_clients_can_use(document):
+    names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert sorted(names) == [
+        *("attention", "features", "healthz", "metrics", "model", "predict", "predict_batch", "readyz")
+    ]
+
+
+def test_the_service_is_where_its_document_is(document):
+    assert document["servers"] == [{"url": "."}]  # also behind a path that a proxy strips
+
+
+def test_limits_of_the_scale_are_told(document):
+    (mpp,) = (p for p in document["paths"]["/predict"]["post"]["parameters"] if p["name"] == "mpp")
+    assert (mpp["schema"]["minimum"], mpp["schema"]["maximum"]) == (MIN_MPP, MAX_MPP)
 
 
 def test_no_parameter_may_be_null(document):

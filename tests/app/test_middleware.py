@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from app.middleware import LARGEST_AT_ONCE, BodyLimit, KeyCheck, TooManyUploads
+from app.middleware import LARGEST_AT_ONCE, BodyLimit, TooManyUploads
 from app.samples import SMALL_BYTES
 from tests.app.conftest import open_client
 
@@ -47,8 +47,19 @@ def test_without_keys_all_is_open(client):
     assert client.get("/model").status_code == 200
 
 
-def test_an_empty_key_opens_nothing():
-    assert not KeyCheck(None, keys=frozenset({"key"}), respond=None)._admits({})  # type: ignore[arg-type]
+def test_an_empty_key_opens_nothing_and_a_wrong_one_is_told_from_none(locked):
+    for headers in ({}, {"X-API-Key": ""}, {"X-API-Key": " "}, {"Authorization": "Bearer"}):
+        assert locked.get("/model", headers=headers).json()["detail"].startswith("this route needs a key")
+    wrong = locked.get("/model", headers={"X-API-Key": "wrong"}).json()
+    assert wrong["detail"].startswith("the key that came is none of this service's")
+
+
+def test_who_has_no_key_is_counted_by_route(locked):
+    locked.post("/predict/batch")
+    locked.post("/predict/badge")
+    text = locked.get("/metrics", headers={"X-API-Key": "first"}).text
+    assert 'method="POST",route="/predict/batch",status="401"' in text
+    assert "badge" not in text
 
 
 def test_cors_is_off_unless_set(client, locked):

@@ -128,6 +128,7 @@ def test_an_empty_body_is_refused():
         (b"PK\x03\x04\x14\0", "a ZIP archive"),
         (b"data:image/png;base64,iVBORw0KGgo=", "base64 text"),
         (b"iVBORw0KGgoAAAANSUhEUg", "base64 text"),
+        (b"tile.png", r"a line of text \(curl sends a file, not its name, with an @"),
         (encode(painting(), "PPM"), "no image of a known kind"),
         (b"\0", "no image of a known kind"),
         (b"RIFF\0\0\0\0WAVE", "no image of a known kind"),
