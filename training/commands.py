@@ -17,12 +17,13 @@ from model.artifact import read_manifest
 from model.session import open_classifier
 from training import bench, compare, evaluate, fetch, figures, maps, pretrain, report, robustness, synthetic
 from training.config import Compare, Fit, Pretrain, read_config
-from training.data import find_near_duplicates, load_usable, scan
+from training.data import load_usable, name_slides, scan
 from training.fit import read_tiles
 from training.metrics import Scores
 from training.patches import look_at_held_out
 from training.run import claim, cross_validate_and_keep, export_run, fit_and_export, refuse_other_settings
 from training.trial import read_trial
+from training.twins import find_near_duplicates
 
 cli = typer.Typer(help="Train, judge and export tissue classifiers.", no_args_is_help=True, add_completion=False)
 data = typer.Typer(help="Get, check or draw labelled tiles.", no_args_is_help=True)
@@ -78,7 +79,7 @@ def scan_data(folder: Path, table: ImageTable = None) -> None:
         shown = Table("class", "tiles", "slides")
         for label in found.classes:
             own = [record for record in found.records if record.label == label]
-            shown.add_row(escape(label), str(len(own)), str(len({record.slide for record in own if record.slide})))
+            shown.add_row(escape(label), str(len(own)), str(len(name_slides(own))))
         out.print(shown)
         for path, reason in found.unreadable:
             say(f"skipped {path}: {reason}")

@@ -23,10 +23,11 @@ from training import figures
 from training.bench import pass_seconds
 from training.config import Compare, Fit
 from training.contest import Entrant, Ledger, Tell, choose_finalists, enter, groupings_of, run_folds
-from training.data import group_by_slide
+from training.data import group_by_slide, name_slides
 from training.export import cpu_options, trace
 from training.findings import fold_floors
-from training.fit import Grouping, OutOfFold, read_tiles
+from training.fit import read_tiles
+from training.folds import Grouping, OutOfFold
 from training.metrics import Estimate, mean_of, paired_difference
 from training.report import table
 from training.train import best_device
@@ -183,7 +184,7 @@ def render(config: Compare, entrants: list[Entrant], ledger: Ledger, picture: Pa
 
 def describe_protocol(results: Results) -> str:
     tiles, config = results.tiles, results.config
-    slides = {record.slide for record in tiles.records if record.slide}
+    slides = name_slides(tiles.records)
     known = sum(record.slide is not None for record in tiles.records)
     clear = sum((record.quality or "") not in results.doubtful for record in tiles.records)
     parts = [

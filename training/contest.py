@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 
 from training.config import BadConfig, Compare, Contestant, Fit, read_config
-from training.fit import Grouping, Logits, NumberedFold, OutOfFold, TileSet, answer_fold, digest_json, make_folds
+from training.data import name_slides
+from training.fit import Logits, TileSet, digest_json
+from training.folds import (
+    FoldAnswer,
+    Grouping,
+    NumberedFold,
+    OutOfFold,
+    answer_fold,
+    assemble,
+    describe_answer,
+    make_folds,
+)
 from training.run import BESIDE_FOLDS, claim, describe_settings
 
 GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
@@ -101,7 +112,7 @@ class Ledger:
     def place(self, entrant: Entrant, one: NumberedFold) -> tuple[str, str, str]:
         """A fold that another version draws otherwise has the name of this one, but not its answers."""
         held_out = [self.tiles.records[i].sha256 for i in one.fold.held_out]
-        return entrant.name, one.name, digest_json(held_out)
+        return entrant.name, one.folder, digest_json(held_out)
 
     def add(self, entrant: Entrant, one: NumberedFold, logits: Logits) -> None:
         place = self.place(entrant, one)
@@ -113,16 +124,13 @@ class Ledger:
     def collect(self, entrant: Entrant, grouping: Grouping, rounds: int) -> OutOfFold | None:
         """The answers of folds that are all there; else None."""
         rounds = rounds if grouping == "random" else 1
-        shape = (rounds, len(self.tiles.targets))
-        logits = np.full((*shape, len(self.tiles.classes)), np.nan, np.float32)
-        folds = np.full(shape, -1)
+        answers = []
         for one in make_folds(self.tiles, entrant.config, grouping, rounds):
-            answered = self.answers.get(self.place(entrant, one))
-            if answered is None:
+            logits = self.answers.get(self.place(entrant, one))
+            if logits is None:
                 return None
-            logits[one.repeat, one.fold.held_out] = answered
-            folds[one.repeat, one.fold.held_out] = one.number
-        return OutOfFold(grouping, self.tiles, logits, folds)
+            answers.append(FoldAnswer(one, logits))
+        return assemble(self.tiles, grouping, rounds, answers)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -177,8 +185,7 @@ def run_folds(config: Compare, entrants: list[Entrant], ledger: Ledger, tell: Te
 
 
 def groupings_of(tiles: TileSet) -> tuple[Grouping, ...]:
-    slides = {record.slide for record in tiles.records if record.slide}
-    return GROUPINGS if len(slides) > 1 else ("random",)
+    return GROUPINGS if len(name_slides(tiles.records)) > 1 else ("random",)
 
 
 def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, tell: Tell) -> None:
@@ -187,10 +194,9 @@ def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, te
         if ledger.place(entrant, one) in ledger.answers:
             continue
         claim(folder, entrant.config, tiles, BESIDE_FOLDS)
-        logits, _ = answer_fold(entrant.config, tiles, one.fold, folder / one.name, one.repeat)
-        ledger.add(entrant, one, logits)
-        right = (logits.argmax(1) == tiles.targets[one.fold.held_out]).mean()
-        tell(f"{entrant.name}: {one.name}, {one.fold.name}: {right:.3f} of {len(one.fold.held_out)}")
+        answered = answer_fold(entrant.config, tiles, one, folder)
+        ledger.add(entrant, one, answered.logits)
+        tell(f"{entrant.name}: {describe_answer(tiles, answered)}")
 
 
 def choose_finalists(config: Compare, entrants: list[Entrant], ledger: Ledger) -> list[Entrant]:

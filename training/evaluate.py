@@ -14,7 +14,16 @@ from model.pixels import ImageRefused, decode, to_tile
 from model.quality import measure_quality
 from model.scope import judge
 from model.session import Classifier, open_classifier
-from training.data import NoClasses, group_by_slide, images_below, load_tiles, number_labels, scan, tell_skipped
+from training.data import (
+    NoClasses,
+    group_by_slide,
+    images_below,
+    load_tiles,
+    name_slides,
+    number_labels,
+    scan,
+    tell_skipped,
+)
 from training.metrics import Scores, score
 
 
@@ -25,9 +34,8 @@ def evaluate(artifact: Path, images: Path, table: Path | None, image_mpp: float 
     records = found.records
     tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
     targets = number_labels(records, m.class_names)
-    names_slides = len({record.slide for record in records if record.slide}) > 1
     # Tiles of one slide are right, or wrong, together, and so are drawn together.
-    groups = group_by_slide(records) if names_slides else None
+    groups = group_by_slide(records) if len(name_slides(records)) > 1 else None
     return score(predict_singly(artifact, tiles), targets, m.class_names, groups)
 
 

@@ -21,8 +21,9 @@ from training.calibrate import (
     softmax,
 )
 from training.data import group_by_slide
-from training.fit import Distances, OutOfFold, TileSet
+from training.fit import Distances, TileSet
 from training.floors import floor_features, floor_predictions
+from training.folds import OutOfFold
 from training.gate import (
     Appearance,
     Signs,

@@ -26,9 +26,10 @@ from model.pixels import decode
 from training import checkpoint
 from training.augment import keep_some_patches, mean_density, recolour
 from training.config import BadConfig, Masked, Pretrain, Rule, Source
-from training.data import class_folders, group_pairs, images_below, naming, number_pairs, rows_of
+from training.data import class_folders, images_below, naming, rows_of
 from training.masking import Guesser, masked_loss
 from training.train import best_device, optimise, refuse_unfilled
+from training.twins import group_pairs, number_pairs
 
 Pixels = NDArray[np.uint8]
 NO_LABEL = -1  # what torch's cross-entropy is told to ignore

@@ -19,34 +19,17 @@ from model.network import Network, build
 from training import checkpoint, figures
 from training.calibrate import softmax
 from training.config import BadConfig, Card, Fit, Pretrain
-from training.data import load_images, unlabelled_images
+from training.data import load_images, name_slides, unlabelled_images
 from training.export import export, refuse_other_folder
 from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, remember, unmeasured
-from training.fit import (
-    Grouping,
-    OutOfFold,
-    TileSet,
-    cross_validate,
-    fit_tiles,
-    make_folds,
-    measure_distances,
-    predict,
-    predict_with_features,
-    read_tiles,
-    split,
-    split_course,
-)
+from training.fit import TileSet, fit_tiles, measure_distances, predict, predict_with_features, read_tiles
+from training.folds import Grouping, OutOfFold, cross_validate, make_folds, split
 from training.gate import Appearance, count_versions, measure_appearance
-from training.looks import LOOKS
 from training.metrics import reliability, risk_coverage, score
 from training.train import best_device
 
 log = logging.getLogger(__name__)
 
-PROTOCOLS = {
-    "fifth": "one random fifth held out",
-    "looks": f"whole looks held out, about one of {LOOKS} (k-means of stain) of each class",
-}
 MOST_CHECK_TILES = 3000  # more would make the checks longer, not sharper
 # Sections that change nothing in what was learnt, and what doesn't matter to folds besides.
 AFTER_TRAINING = frozenset({"card", "repeats", "groupings"})
@@ -62,9 +45,9 @@ def fit_and_export(config: Fit, folder: Path) -> Manifest:
     refuse_other_settings(folder, config, tiles)
     if config.split == "all":  # before hours of training, whose figures the folds are to be
         refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
-    train, held_out = split(tiles, config)
+    train, parts = split(tiles, config)
     claim(folder, config, tiles)
-    fit_tiles(config, train, folder, held_out)
+    fit_tiles(config, train, folder, next(iter(parts.values()), None))
     figures.draw_curves(folder / "curve.csv", folder / "curve.png", config.name)
     return export_run(config, tiles, folder, folder / "artifact")
 
@@ -126,7 +109,7 @@ def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], Non
     tiles = read_tiles(config)
     refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
     groupings: list[Grouping] = config.groupings
-    if "random" in groupings and len({record.slide for record in tiles.records if record.slide}) < 2:
+    if "random" in groupings and len(name_slides(tiles.records)) < 2:
         log.warning("no slides are left out, as the tiles name fewer than two: data.table can name them")
         groupings = ["random"]
     for grouping in groupings:
@@ -206,25 +189,16 @@ def export_run(config: Fit, tiles: TileSet, folder: Path, target: Path) -> Manif
 
 
 def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) -> Findings:
-    """From the part that the run held out; else from its folds; else nothing is known."""
-    if config.split == "course":
-        train, *others = split_course(tiles, config)
-        sizes = "/".join(str(n) for n in config.course)
-        named = zip(("validation", "test"), others, strict=True)
-        parts = [judge_part(f"{sizes} per class, the {n} part", train, part, net) for n, part in named]
-        return remember(find(parts, tiles.classes), train, predict_with_features(net, train.tiles)[1])
-    train, held_out = split(tiles, config)
-    features = predict_with_features(net, train.tiles)[1]
-    if held_out is not None:
-        if (folder / "folds").exists():
-            log.warning('the folds in %s are not used: with split = "all" the figures would come from them', folder)
-        return remember(
-            find([judge_part(PROTOCOLS[config.split], train, held_out, net)], tiles.classes), train, features
-        )
-    parts = kept_answers(config, folder, tiles)
-    if not parts:
+    """From the parts that the run held out; else from its folds; else nothing is known."""
+    train, parts = split(tiles, config)
+    if parts and (folder / "folds").exists():
+        log.warning('the folds in %s are not used: with split = "all" the figures would come from them', folder)
+    answers = [judge_part(protocol, train, part, net) for protocol, part in parts.items()]
+    answers = answers or kept_answers(config, folder, tiles)
+    if not answers:
         log.warning("nothing was held out: the artefact tells no figures and no sets; run cv, then fit again")
-    return remember(find(parts, tiles.classes) if parts else unmeasured(tiles), train, features)
+    findings = find(answers, tiles.classes) if answers else unmeasured(tiles)
+    return remember(findings, train, predict_with_features(net, train.tiles)[1])
 
 
 def judge_part(protocol: str, train: TileSet, part: TileSet, net: Network) -> Answers:

@@ -13,6 +13,7 @@ from training.data import (
     group_by_slide,
     load_images,
     load_tiles,
+    name_slides,
     number_labels,
     scan,
     tell_skipped,
@@ -60,7 +61,7 @@ def read_trial(
         tell_skipped(found)
         records = found.records
         tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
-        if len({record.slide for record in records if record.slide}) > 1:
+        if len(name_slides(records)) > 1:
             slides = group_by_slide(records)
     else:
         most = CANDIDATES_PER_TILE * per_class * len(m.classes)

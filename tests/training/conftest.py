@@ -31,6 +31,13 @@ def small_fit(tile_folder) -> Fit:
 
 
 @pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Four tiles each of Tumor and Stroma, on slides 01 to 04."""
+    synthetic.write_tree(tmp_path / "tree", 4, kinds=("Tumor", "Stroma"))
+    return tmp_path / "tree"
+
+
+@pytest.fixture
 def contest_config(tile_folder, tmp_path) -> Compare:
     """A ViT, a ResNet, and a ViT whose weights aren't there yet."""
     (tmp_path / "shared.toml").write_text(

@@ -5,7 +5,8 @@ import pytest
 
 from training.config import BadConfig, Compare, Fit, read_config
 from training.contest import Ledger, choose_finalists, enter, run_folds
-from training.fit import make_folds, read_tiles
+from training.fit import read_tiles
+from training.folds import make_folds
 from training.run import BESIDE_FOLDS, claim
 
 
@@ -75,7 +76,7 @@ def test_answers_of_a_fold_that_is_drawn_otherwise_now_are_not_taken_for_its_own
     ledger.add(entrants[0], fold, np.zeros((len(fold.fold.held_out), 3), np.float32))
     assert ledger.place(entrants[0], fold) in ledger.answers
     redrawn = fold._replace(fold=fold.fold._replace(held_out=fold.fold.held_out[1:]))
-    assert redrawn.name == fold.name and ledger.place(entrants[0], redrawn) not in ledger.answers
+    assert redrawn.folder == fold.folder and ledger.place(entrants[0], redrawn) not in ledger.answers
 
 
 def test_answers_of_other_networks_or_tiles_are_not_mixed_in(ledger, entrants, tiles, fold, tmp_path):

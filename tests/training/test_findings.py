@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from training.calibrate import softmax
-from training.data import Fold
 from training.findings import (
     CHANCE_ERROR,
     answers_of_folds,
@@ -18,7 +17,8 @@ from training.findings import (
     judge_sets,
     unmeasured,
 )
-from training.fit import OutOfFold, TileSet, answer_fold, read_tiles
+from training.fit import TileSet, read_tiles
+from training.folds import Fold, NumberedFold, OutOfFold, answer_fold
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +209,10 @@ def test_distances_of_held_out_tiles_do_not_depend_on_each_other(small_fit, tile
     """Five of six become noise: the sixth lies as far from what the network learnt from as before."""
     noisy = tiles.tiles.copy()
     noisy[FIFTH.held_out[1:]] = np.random.default_rng(0).integers(0, 256, noisy[FIFTH.held_out[1:]].shape)
-    _, first = answer_fold(small_fit, tiles, FIFTH, tmp_path / "first", 0)
-    _, again = answer_fold(small_fit, replace(tiles, tiles=noisy), FIFTH, tmp_path / "again", 0)
+    one = NumberedFold("random-0-0", 0, 0, FIFTH)
+    first = answer_fold(small_fit, tiles, one, tmp_path / "first").distances
+    again = answer_fold(small_fit, replace(tiles, tiles=noisy), one, tmp_path / "again").distances
+    assert first is not None and again is not None
     np.testing.assert_allclose(first[:, 0], again[:, 0], rtol=1e-3)
     assert (again[0, 1:] > 1.5 * first[0, 1:]).all()
 

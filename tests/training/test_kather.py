@@ -15,7 +15,8 @@ from tests.conftest import ROOT
 from training import fetch
 from training.commands import cli
 from training.config import Fit, read_config
-from training.fit import fit_tiles, read_tiles, split
+from training.fit import fit_tiles, read_tiles
+from training.folds import split
 from training.synthetic import write_kather_stand_in_archive
 
 SMALL = ["optimisation.steps=2", "optimisation.batch=8", "optimisation.validate_every=2", "card.int8=false"]
@@ -72,7 +73,7 @@ def test_training_starts_from_a_checkpoint_with_timms_names(tree, tmp_path, capl
     caplog.set_level("INFO")
     own = [f"data.folder={tree}", "course=[6,2,2]", f"init={tmp_path}/deit.safetensors"]
     config = read_config(ROOT / "configs" / "kather2016-pretrained.toml", [*SMALL, *own], Fit)
-    train, held_out = split(read_tiles(config), config)
-    net = fit_tiles(config, train, tmp_path / "run", held_out)
+    train, parts = split(read_tiles(config), config)
+    net = fit_tiles(config, train, tmp_path / "run", next(iter(parts.values())))
     assert isinstance(net, ViT) and net.head.weight.shape == (6, 32)
     assert "new: head; not used: head" in caplog.text

@@ -10,9 +10,10 @@ from model.artifact import TissueClass, read_manifest, verify_files
 from model.session import open_classifier
 from training import checkpoint
 from training.config import BadConfig, Card
-from training.data import NoClasses, TooFewImages
+from training.data import NoClasses
 from training.export import NotAnArtefact
 from training.fit import read_tiles
+from training.folds import TooFewImages
 from training.run import (
     BESIDE_FOLDS,
     UnfinishedRun,
