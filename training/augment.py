@@ -5,6 +5,7 @@ comes from torch's own generator, which the training loop seeds with (seed, step
 """
 
 import io
+import math
 from typing import Annotated
 
 import numpy as np
@@ -21,6 +22,7 @@ from model.graph import to_images
 STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 STAINS = STAINS / STAINS.norm(dim=1, keepdim=True)
 
+MOST_MEASURED = 200  # tiles of a collection: more would hardly change its mean
 LEAST_MEAN_DENSITY = 0.15  # natural, of the three channels, from which a pixel is tissue, not glass
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -79,9 +81,10 @@ def dihedral(n: int, device: torch.device) -> Tensor:
     return torch.where(swap, mirrored @ transposed, mirrored)
 
 
-def mean_density(tiles: Tensor, most: int = 200) -> Tensor:
+def mean_density(tiles: Tensor) -> Tensor:
     """Of the stained pixels of tiles (N, S, S, 3), or of some of many: (3,), how a collection looks."""
-    density = to_density(to_images(tiles[:: -(-len(tiles) // most)])).movedim(1, -1)  # (n, S, S, 3)
+    some = tiles[:: math.ceil(len(tiles) / MOST_MEASURED)]
+    density = to_density(to_images(some)).movedim(1, -1)  # (n, S, S, 3)
     stained = density[density.mean(dim=-1) > LEAST_MEAN_DENSITY]  # (M, 3)
     return stained.mean(dim=0) if len(stained) else torch.ones(3, device=tiles.device)
 

@@ -98,7 +98,7 @@ def rename_efficientnet(state: State) -> dict[str, Tensor]:
     return renamed
 
 
-def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+def start_from(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
     """Takes from the file all that fits by name and shape; returns what was missing and what was not used.
 
     Position embeddings of another grid and kernels of another patch are interpolated, layer scales are multiplied into

@@ -81,12 +81,12 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     torch.manual_seed(how.seed)
     model = build(config.model, len(train.classes))
     if config.init:
-        missing, _ = checkpoint.initialise(model, config.init)
+        missing, _ = checkpoint.start_from(model, config.init)
         refuse_unfilled(how.frozen, missing)
     model = model.to(device)
     draw_batch = gather_batches(config, train, device)
 
-    def loss_of(net: nn.Module, step: int) -> torch.Tensor:
+    def loss_of(net: Network, step: int) -> torch.Tensor:
         batch = draw_batch(step)
         images, wanted = blend(augment(batch.tiles, config.augment, batch.looks), batch.targets, config.augment)
         seen = see(net, images, how.token_drop)
@@ -98,13 +98,11 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
             taught = teacher(images).logits.float()
         return torch.lerp(loss, distillation_loss(logits, taught, config.distil), config.distil.weight)
 
-    def accuracy(net: nn.Module) -> float:
-        assert isinstance(net, Network) and held_out is not None
+    def accuracy(net: Network) -> float:
+        assert held_out is not None
         return float((predict(net, held_out.tiles).argmax(1) == held_out.targets).mean())
 
-    average = optimise(model, loss_of, how, folder, accuracy if held_out else None, title or config.name)
-    assert isinstance(average, Network)
-    return average
+    return optimise(model, loss_of, how, folder, accuracy if held_out else None, title or config.name)
 
 
 class Batch(NamedTuple):

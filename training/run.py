@@ -6,6 +6,7 @@
 import colorsys
 import json
 import logging
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -225,7 +226,7 @@ def describe(i: int, n: int, name: str) -> TissueClass:
 def choose_check_tiles(config: Fit, tiles: TileSet) -> NDArray[np.uint8]:
     """The labelled tiles, and all images of the card's own folder, cut to the tile's size in the middle."""
     if config.card.check_tiles is None:
-        return tiles.tiles[:: -(-len(tiles.tiles) // MOST_CHECK_TILES)]
+        return tiles.tiles[:: math.ceil(len(tiles.tiles) / MOST_CHECK_TILES)]
     mpp = config.data.tile_mpp
     extra = load_images(unlabelled_images(config.card.check_tiles), config.model.tile_px, mpp, mpp)
     return np.concatenate([tiles.tiles, extra])
