@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.metrics import (
+    RESAMPLES,
     Estimate,
     Floats,
     Groups,
@@ -74,7 +75,7 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
 # -- temperature ---------------------------------------------------------------------------------------------------
 
 
-def fit_temperature(logits: Floats, targets: Ints, groups: Groups | None = None, seed: int = 0) -> Temperature:
+def fit_temperature(logits: Floats, targets: Ints, groups: Groups | None = None) -> Temperature:
     """The temperature of least NLL, if what it gains is more than chance: its bootstrap standard error."""
     groups = np.arange(len(targets)) if groups is None else groups
     best = search_temperature(logits, targets)
@@ -82,7 +83,7 @@ def fit_temperature(logits: Floats, targets: Ints, groups: Groups | None = None,
     after = surprise(softmax(logits, best), targets)
 
     gain = float((before - after).mean())
-    error = float(resample({"gain": weighted_mean(before - after)}, groups, 1000, seed)["gain"].std())
+    error = float(resample({"gain": weighted_mean(before - after)}, groups, RESAMPLES, seed=0)["gain"].std())
     reason = judge_temperature(best, gain, error, bool((logits.argmax(axis=1) == targets).all()))
     accepted = reason.startswith("accepted")
     return Temperature(
@@ -210,7 +211,6 @@ def measure_coverage(
     coverages: Sequence[float],
     tiles: Groups | None = None,
     groups: Groups | None = None,
-    seed: int = 0,
 ) -> tuple[Coverage, ...]:
     """Each fold is judged by thresholds from rows that share no group with it: no tile, or no slide.
 
@@ -226,11 +226,11 @@ def measure_coverage(
         thresholds = fit_conformal(probabilities[rest], targets[rest], coverages, tiles[rest])
         sets[:, judged] = [prediction_sets(probabilities[judged], row) for row in thresholds.values]
     return tuple(
-        judge_sets(coverage, members, targets, groups, seed) for coverage, members in zip(coverages, sets, strict=True)
+        judge_sets(coverage, members, targets, groups) for coverage, members in zip(coverages, sets, strict=True)
     )
 
 
-def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups: Groups, seed: int) -> Coverage:
+def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups: Groups) -> Coverage:
     holds_truth = members[np.arange(len(targets)), targets].astype(np.float64)
     present = np.unique(targets)
     of_class = (targets[:, None] == present).astype(np.float64)  # (N, present)
@@ -245,8 +245,8 @@ def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups
             "per_class": holds_by_class,
         },
         groups,
-        resamples=1000,
-        seed=seed,
+        resamples=RESAMPLES,
+        seed=0,
     )
     per_class = {
         int(c): found["per_class"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)

@@ -19,6 +19,8 @@ from model.network import TokenConfig
 from model.vit import ViTConfig
 from training.augment import Augmentation
 
+TILE_MPP = 0.495  # um/px of the tiles of Kather et al. 2016, which show 74 um from side to side in 150 px
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -89,7 +91,7 @@ class Labelled(Section):
     table: Path | None = None  # CSV with columns file, label, slide, quality; else all is read from the names
     near_duplicates: Path | None = None  # CSV with columns a, b: kept together; without one they are searched for
     classes: list[str] | None = None  # in the artefact's order, others left out; default: the folders', sorted
-    tile_mpp: Positive = 0.495
+    tile_mpp: Positive = TILE_MPP
     image_mpp: Positive | None = None  # default: that of each file's own tag; without one the whole image is the tile
     doubtful: list[str] = []  # qualities in the table; figures are given with and without such tiles
 
@@ -216,7 +218,7 @@ class Pretrain(Section):
     """`tissue-train pretrain`."""
 
     name: Name
-    tile_mpp: Positive = 0.495
+    tile_mpp: Positive = TILE_MPP
     sources: Annotated[list[Source], Field(min_length=1)]
     classes: list[str] = []  # of the weak labels; a `fit` on the same classes whose `init` this is keeps their head
     rules: list[Rule] = []

@@ -26,7 +26,7 @@ from training.folds import (
     describe_answer,
     make_folds,
 )
-from training.run import BESIDE_FOLDS, claim, describe_settings
+from training.run import IGNORED_BY_FOLDS, claim, describe_settings
 
 GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
 DECIMALS = 3  # of the logits that are kept
@@ -193,7 +193,7 @@ def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, te
     for one in make_folds(tiles, entrant.config, grouping, rounds):
         if ledger.place(entrant, one) in ledger.answers:
             continue
-        claim(folder, entrant.config, tiles, BESIDE_FOLDS)
+        claim(folder, entrant.config, tiles, IGNORED_BY_FOLDS)
         answered = answer_fold(entrant.config, tiles, one, folder)
         ledger.add(entrant, one, answered.logits)
         tell(f"{entrant.name}: {describe_answer(tiles, answered)}")

@@ -106,7 +106,7 @@ def scan(
             unreadable.append((path, str(error)))
             continue
         row = rows.get(path.relative_to(folder).as_posix(), {})
-        record = describe(path, labels[path], data, row)
+        record = make_record(path, labels[path], data, row)
         first = first_with.setdefault(record.sha256, record)
         if first is not record:
             duplicates.append((first.path, path))
@@ -122,7 +122,7 @@ def scan(
     return found
 
 
-def describe(path: Path, label: str, data: bytes, row: dict[str, str]) -> Record:
+def make_record(path: Path, label: str, data: bytes, row: dict[str, str]) -> Record:
     slide = row.get("slide") or slide_in(path.name)
     return Record(path, label, slide, hashlib.sha256(data).hexdigest(), row.get("quality") or None)
 

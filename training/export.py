@@ -98,7 +98,7 @@ def export(
             shutil.copyfile(card.licence_file, new / "LICENSE")
             files.append(describe_file(new / "LICENSE", "licence"))
 
-        manifest = describe(net, name, card, findings, tile_mpp, files, new)
+        manifest = describe_artifact(net, name, card, findings, tile_mpp, files, new)
         write_manifest(manifest, new)
         variants = {p: measure_variant(new, p, check_tiles) for p in manifest.precisions() if p != "fp32"}
         manifest = manifest.model_copy(update={"variants": variants})
@@ -121,7 +121,7 @@ def refuse_other_folder(folder: Path) -> None:
         )
 
 
-def describe(
+def describe_artifact(
     net: Network, name: str, card: Card, findings: Findings, tile_mpp: float, files: list[File], folder: Path
 ) -> Manifest:
     config = net.config

@@ -46,12 +46,7 @@ class BadArchive(ValueError):
     pass
 
 
-def fetch(
-    url: str = KATHER_URL,
-    target_dir: Path = Path("data"),
-    md5: str = KATHER_MD5,
-    waits_s: Sequence[float] = WAITS_S,
-) -> Path:
+def fetch(url: str, target_dir: Path, md5: str, waits_s: Sequence[float] = WAITS_S) -> Path:
     """The unpacked tree, named like the archive. A tree that is there already is complete, so nothing is downloaded.
 
     An archive put there by hand is verified and used.

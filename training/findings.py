@@ -108,7 +108,7 @@ def unmeasured(tiles: TileSet) -> Findings:
     return Findings(calibration, None, gate.model_copy(update={"min_confidence": 0.5}), [])
 
 
-def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
+def derive_findings(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     """Sets and limits from the first part, metrics from each; the temperature from slides left out, where any were.
 
     Answers on tiles whose slide was learnt are right more often than those on a new slide, and would make the network
@@ -125,7 +125,7 @@ def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     gate = fit_gate(main.signs, probabilities.max(axis=1), main.protocol)
     metrics = []
     for part in parts:
-        metrics += judge(part, temperature.value, classes)
+        metrics += judge_answers(part, temperature.value, classes)
         if part.source != main.source:  # else the answers are those that both were fitted on
             metrics += judge_shipped_sets(part, temperature.value, conformal, main.protocol)
             if part.source != "slide":  # slides left out show the very pictures that the limits were fitted on
@@ -133,7 +133,7 @@ def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     return Findings(calibration, conformal, gate, metrics)
 
 
-def remember(findings: Findings, tiles: TileSet, features: NDArray[np.float32]) -> Findings:
+def add_reference(findings: Findings, tiles: TileSet, features: NDArray[np.float32]) -> Findings:
     """With the reference of the network that is exported: the colours and features (N, D) of the tiles it learnt from.
 
     The limits on them come from the folds, whose networks had references of their own, learnt in the same way.
@@ -160,7 +160,7 @@ def find_conformal(answers: Answers, probabilities: NDArray[np.floating]) -> Con
 # -- metrics -------------------------------------------------------------------------------------------------------
 
 
-def judge(answers: Answers, temperature: float, classes: Sequence[str]) -> list[Metric]:
+def judge_answers(answers: Answers, temperature: float, classes: Sequence[str]) -> list[Metric]:
     """The network's metrics; beside them the floors' accuracy, and what calibration, sets and gate are worth."""
     probabilities = softmax(answers.logits, temperature)
     metrics = name_metrics(score(probabilities, answers.targets, classes, answers.groups), answers.protocol)

@@ -27,6 +27,7 @@ SHARE_OK = 0.96  # of the held-out tiles; above the 0.9 that is promised, since 
 # another collection are refused wholesale; more, and other stains pass (docs/decisions/0005-the-gate.md).
 STAIN, LIGHT = 0.5, 0.1
 MOST_COPIES, MOST_TILES = 8, 4000  # restained copies of a tile; tiles and copies together
+PORTION = 64  # tiles that are restained at once
 PALETTE_MASS = 0.999  # of the pixels lie in the palette, the commonest colours first
 FOLDS_WITHOUT_NETWORK = 5
 
@@ -81,15 +82,15 @@ def count_versions(n: int) -> int:
     return 1 + min(MOST_COPIES, max(1, MOST_TILES // n))
 
 
-def restained_copies(tiles: Tiles, versions: int, portion: int = 64) -> Iterator[Tiles]:
+def restained_copies(tiles: Tiles, versions: int) -> Iterator[Tiles]:
     """The tiles as they are, then copies of other stains, the same ones every time."""
     yield tiles
     for version in range(1, versions):
         with torch.random.fork_rng():
             torch.manual_seed(version)
             parts = [
-                augment.restain(to_images(torch.from_numpy(tiles[i : i + portion])), STAIN, LIGHT)
-                for i in range(0, len(tiles), portion)
+                augment.restain(to_images(torch.from_numpy(tiles[i : i + PORTION])), STAIN, LIGHT)
+                for i in range(0, len(tiles), PORTION)
             ]
         yield (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 

@@ -281,7 +281,7 @@ class Judgement:
     curves: dict[str, Floats]  # (2, STEPS + 1) per map: mean probability as patches go, most and least important first
 
 
-def judge(
+def judge_maps(
     network: Explainer,
     shuffled: Explainer,
     trial: Trial,

@@ -48,7 +48,7 @@ class Guesser(nn.Module):
 
     def truth(self, tiles: Tensor) -> Tensor:
         """(N, P, C) of the tiles as they came: what the encoder saw restained, it learns to see through the stain."""
-        found = describe(tiles, self.grid)
+        found = describe_patches(tiles, self.grid)
         standard: Tensor = self.standardise(found.flatten(0, 1))
         return standard.view_as(found)
 
@@ -61,7 +61,7 @@ def masked_loss(guesser: Guesser, tokens: Tensor, kept: Tensor, tiles: Tensor) -
     return of_patches[dropped].mean()
 
 
-def describe(tiles: Tensor, grid: int) -> Tensor:
+def describe_patches(tiles: Tensor, grid: int) -> Tensor:
     """uint8 tiles (N, S, S, 3) -> (N, P, C): edges of the haematoxylin, then density and its spread by colour."""
     density = to_density(to_images(tiles))  # (N, 3, S, S)
     mean = F.adaptive_avg_pool2d(density, grid)

@@ -20,6 +20,8 @@ Measure = Callable[[Floats], Floats]  # how often each row counts (R, N) -> a nu
 
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can reach zero, whose logarithm would outweigh all other tiles
 BINS = 5  # of equal mass, for the calibration: a tenth of some hundred tiles says little
+RESAMPLES = 1000  # of a bootstrap
+CHANCE_DRAWS = 200
 WEIGHTS_AT_ONCE = 2**20  # 8 MiB of them
 RARE = 0.025  # what lies beyond either end of a 95 % interval
 
@@ -99,7 +101,7 @@ def score(
     targets: Ints,
     classes: Sequence[str],
     groups: Groups | None = None,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     bins: int = BINS,
 ) -> Scores:
@@ -159,31 +161,26 @@ def paired_difference(
     correct_a: NDArray[np.bool_],
     correct_b: NDArray[np.bool_],
     groups: Groups | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> Estimate:
     """By how much a is more often right than b, on the same tiles: both are drawn again together."""
-    return mean_of(correct_a.astype(np.float64) - correct_b, groups, resamples, seed).within(-1, 1)
+    return mean_of(correct_a.astype(np.float64) - correct_b, groups).within(-1, 1)
 
 
 def reliability(
     probabilities: Floats,
     targets: Ints,
-    bins: int = BINS,
     groups: Groups | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> Reliability:
     groups = np.arange(len(targets)) if groups is None else groups
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = (probabilities.argmax(axis=1) == targets).astype(np.float64)
-    member = split_by_mass(confidence, bins)  # (N, B)
+    member = split_by_mass(confidence, BINS)  # (N, B)
     count = member.sum(axis=0)
 
     def accuracy(weights: Floats) -> Floats:
         return divide(weights @ (member * correct[:, None]), weights @ member)
 
-    found = bootstrap({"accuracy": accuracy}, groups, resamples, seed)["accuracy"]
+    found = bootstrap({"accuracy": accuracy}, groups, RESAMPLES, seed=0)["accuracy"]
     bars = [found.at(b, groups[inside > 0]).proportion() for b, inside in enumerate(member.T)]
     return Reliability(
         confidence=confidence @ member / count,
@@ -278,7 +275,7 @@ def calibration_error(probabilities: Floats, targets: Ints, bins: int) -> Measur
     return lambda weights: np.abs(weights @ gap_by_bin).sum(axis=1) / weights.sum(axis=1)
 
 
-def chance_error(probabilities: Floats, tiles: Groups, bins: int = BINS, draws: int = 200, seed: int = 0) -> Estimate:
+def chance_error(probabilities: Floats, tiles: Groups) -> Estimate:
     """The calibration error that is left where every probability is true: labels are drawn from these.
 
     Noise counts as error, so it is above 0. The interval holds 95 % of the draws. All answers to one tile get their
@@ -286,12 +283,12 @@ def chance_error(probabilities: Floats, tiles: Groups, bins: int = BINS, draws: 
     """
     names, tile_of_row = np.unique(tiles, return_inverse=True)
     up_to = probabilities.astype(np.float64).cumsum(axis=1)[:, :-1]  # (M, K - 1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     whole = np.ones((1, len(probabilities)))
     errors = []
-    for _ in range(draws):
+    for _ in range(CHANCE_DRAWS):
         labels = (rng.random(len(names))[tile_of_row, None] > up_to).sum(axis=1)
-        errors.append(calibration_error(probabilities, labels, bins)(whole)[0])
+        errors.append(calibration_error(probabilities, labels, BINS)(whole)[0])
     low, high = np.quantile(errors, [RARE, 1 - RARE])
     return Estimate(float(np.mean(errors)), float(low), float(high), len(names))
 
@@ -350,7 +347,7 @@ class Interval:
         return Estimate(found.value, low, high, self.n)
 
 
-def mean_of(values: NDArray[Any], groups: Groups | None = None, resamples: int = 1000, seed: int = 0) -> Interval:
+def mean_of(values: NDArray[Any], groups: Groups | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """`.proportion()` of what is true or false, `.within()` of other limits, `.estimate()` of any other number."""
     groups = np.arange(len(values)) if groups is None else groups
     return bootstrap({"mean": weighted_mean(values)}, groups, resamples, seed)["mean"]

@@ -22,7 +22,15 @@ from training.calibrate import softmax
 from training.config import BadConfig, Card, Fit, Pretrain
 from training.data import load_images, name_slides, unlabelled_images
 from training.export import export, refuse_other_folder
-from training.findings import Answers, Findings, answers_of_folds, answers_of_held_out, find, remember, unmeasured
+from training.findings import (
+    Answers,
+    Findings,
+    add_reference,
+    answers_of_folds,
+    answers_of_held_out,
+    derive_findings,
+    unmeasured,
+)
 from training.fit import TileSet, fit_tiles, measure_distances, predict, predict_with_features, read_tiles
 from training.folds import Grouping, OutOfFold, cross_validate, make_folds, split
 from training.gate import Appearance, count_versions, measure_appearance
@@ -32,9 +40,9 @@ from training.train import best_device
 log = logging.getLogger(__name__)
 
 MOST_CHECK_TILES = 3000  # more would make the checks longer, not sharper
-# Sections that change nothing in what was learnt, and what doesn't matter to folds besides.
-AFTER_TRAINING = frozenset({"card", "repeats", "groupings"})
-BESIDE_FOLDS = AFTER_TRAINING | {"split"}
+# Keys of a config that change nothing in what was learnt; and those that don't matter to folds.
+IGNORED_BY_FITS = frozenset({"card", "repeats", "groupings"})
+IGNORED_BY_FOLDS = IGNORED_BY_FITS | {"split"}
 
 
 class UnfinishedRun(ValueError):
@@ -45,7 +53,7 @@ def fit_and_export(config: Fit, folder: Path) -> Manifest:
     tiles = read_tiles(config)
     refuse_other_settings(folder, config, tiles)
     if config.split == "all":  # before hours of training, whose figures the folds are to be
-        refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
+        refuse_other_settings(folder / "folds", config, tiles, IGNORED_BY_FOLDS)
     train, parts = split(tiles, config)
     claim(folder, config, tiles)
     fit_tiles(config, train, folder, next(iter(parts.values()), None))
@@ -54,28 +62,28 @@ def fit_and_export(config: Fit, folder: Path) -> Manifest:
 
 
 def claim(
-    folder: Path, config: Fit | Pretrain, tiles: TileSet | None = None, aside: frozenset[str] = AFTER_TRAINING
+    folder: Path, config: Fit | Pretrain, tiles: TileSet | None = None, ignored: frozenset[str] = IGNORED_BY_FITS
 ) -> None:
-    """Called when nothing is left to refuse, as what is mended then has other settings, and before the first
-    checkpoint.
+    """Writes the settings into the folder. After all other checks, for a refused run must leave no claim, and before
+    the first checkpoint.
     """
-    refuse_other_settings(folder, config, tiles, aside)
+    refuse_other_settings(folder, config, tiles, ignored)
     if config.init is not None and not config.init.exists():
         raise BadConfig(f"init is {config.init}, and there is no such file")
     path = folder / "config.json"
     if not path.exists():
-        content = json.dumps(describe_settings(config, tiles, aside), indent=2)
+        content = json.dumps(describe_settings(config, tiles, ignored), indent=2)
         checkpoint.write_atomically(path, lambda file: file.write(content.encode()))
 
 
 def refuse_other_settings(
-    folder: Path, config: Fit | Pretrain, tiles: TileSet | None = None, aside: frozenset[str] = AFTER_TRAINING
+    folder: Path, config: Fit | Pretrain, tiles: TileSet | None = None, ignored: frozenset[str] = IGNORED_BY_FITS
 ) -> None:
     """A folder belongs to one config, its tiles and the weights it starts from: with others two runs would mix."""
     path = folder / "config.json"
     if not path.exists():
         return
-    content, before = describe_settings(config, tiles, aside), read_settings(path)
+    content, before = describe_settings(config, tiles, ignored), read_settings(path)
     if changed := sorted(key for key in content.keys() | before.keys() if content.get(key) != before.get(key)):
         kept = f" but {folder}/folds" if (folder / "folds").exists() else ""
         raise BadConfig(
@@ -96,9 +104,9 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def describe_settings(
-    config: Fit | Pretrain, tiles: TileSet | None = None, aside: frozenset[str] = AFTER_TRAINING
+    config: Fit | Pretrain, tiles: TileSet | None = None, ignored: frozenset[str] = IGNORED_BY_FITS
 ) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(config.model_dump_json(exclude=set(aside)))
+    content: dict[str, Any] = json.loads(config.model_dump_json(exclude=set(ignored)))
     if config.init is not None and config.init.exists():
         content["weights"] = digest(config.init)
     if tiles is not None:
@@ -108,28 +116,28 @@ def describe_settings(
 
 def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], None]) -> list[Metric]:
     tiles = read_tiles(config)
-    refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
+    refuse_other_settings(folder / "folds", config, tiles, IGNORED_BY_FOLDS)
     groupings: list[Grouping] = config.groupings
     if "random" in groupings and len(name_slides(tiles.records)) < 2:
         log.warning("no slides are left out, as the tiles name fewer than two: data.table can name them")
         groupings = ["random"]
     for grouping in groupings:
         make_folds(tiles, config, grouping, 1)  # refuses too few images or slides, before anything is learnt
-    claim(folder / "folds", config, tiles, BESIDE_FOLDS)
+    claim(folder / "folds", config, tiles, IGNORED_BY_FOLDS)
     for grouping in groupings:
         found = cross_validate(config, tiles, folder / "folds", grouping, tell)
-        keep(found, folder / "folds" / f"{grouping}.npz")
+        keep_folds(found, folder / "folds" / f"{grouping}.npz")
     parts = kept_answers(config, folder, tiles)
-    findings = find(parts, tiles.classes)
+    findings = derive_findings(parts, tiles.classes)
     (folder / "folds" / "metrics.json").write_text(json.dumps([vars(m) for m in findings.metrics], indent=2))
     for part in parts:
-        draw(
+        draw_figures(
             part, findings.calibration.temperature, tiles.classes, folder / "folds" / re.sub(r"\W+", "-", part.protocol)
         )
     return findings.metrics
 
 
-def draw(answers: Answers, temperature: float, classes: list[str], folder: Path) -> None:
+def draw_figures(answers: Answers, temperature: float, classes: list[str], folder: Path) -> None:
     """What was confused with what, what confidence is worth, and the network beside the baselines without one."""
     folder.mkdir(exist_ok=True)
     probabilities = softmax(answers.logits, temperature)
@@ -139,14 +147,14 @@ def draw(answers: Answers, temperature: float, classes: list[str], folder: Path)
     found = reliability(probabilities, answers.targets, groups=answers.groups)
     figures.draw_reliability(found, scores.ece, folder / "reliability.png", answers.protocol)
     curve = risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == answers.targets)
-    figures.draw_risk_coverage({"confidence": curve}, folder / "risk-coverage.png", answers.protocol)
+    figures.draw_risk_coverage(curve, folder / "risk-coverage.png", answers.protocol)
     floors = {
         name: score(floor, answers.targets, classes, answers.groups).accuracy for name, floor in answers.floors.items()
     }
     figures.draw_comparison({"network": scores.accuracy, **floors}, folder / "comparison.png", answers.protocol)
 
 
-def keep(found: OutOfFold, path: Path) -> None:
+def keep_folds(found: OutOfFold, path: Path) -> None:
     def write(file: BinaryIO) -> None:
         assert found.distances is not None  # cross_validate measures them
         np.savez(file, logits=found.logits, folds=found.folds, distances=found.distances)
@@ -158,7 +166,7 @@ def kept_answers(config: Fit, folder: Path, tiles: TileSet) -> list[Answers]:
     """What `cv` left, if it was run on these very tiles, with these settings."""
     if not (folder / "folds" / "config.json").exists():
         return []
-    refuse_other_settings(folder / "folds", config, tiles, BESIDE_FOLDS)
+    refuse_other_settings(folder / "folds", config, tiles, IGNORED_BY_FOLDS)
     answers: list[Answers] = []
     appearance: Appearance | None = None
     for grouping in get_args(Grouping):
@@ -185,7 +193,7 @@ def export_run(config: Fit, tiles: TileSet, folder: Path, target: Path) -> Manif
     net.load_state_dict(state["weights"])
     net = net.to(best_device())
     findings = collect_findings(config, folder, tiles, net)
-    card = complete(config.card, tiles.classes)
+    card = complete_card(config.card, tiles.classes)
     return export(net, config.name, card, findings, config.data.tile_mpp, choose_check_tiles(config, tiles), target)
 
 
@@ -198,8 +206,8 @@ def collect_findings(config: Fit, folder: Path, tiles: TileSet, net: Network) ->
     answers = answers or kept_answers(config, folder, tiles)
     if not answers:
         log.warning("nothing was held out: the artefact tells no figures and no sets; run cv, then fit again")
-    findings = find(answers, tiles.classes) if answers else unmeasured(tiles)
-    return remember(findings, train, predict_with_features(net, train.tiles)[1])
+    findings = derive_findings(answers, tiles.classes) if answers else unmeasured(tiles)
+    return add_reference(findings, train, predict_with_features(net, train.tiles)[1])
 
 
 def judge_part(protocol: str, train: TileSet, part: TileSet, net: Network) -> Answers:
@@ -207,10 +215,12 @@ def judge_part(protocol: str, train: TileSet, part: TileSet, net: Network) -> An
     return answers_of_held_out(train, part, predict(net, part.tiles), distances, protocol)
 
 
-def complete(card: Card, classes: list[str]) -> Card:
+def complete_card(card: Card, classes: list[str]) -> Card:
     """Classes that nobody described get their folders' names and a colour each."""
     if not card.classes:
-        return card.model_copy(update={"classes": [describe(i, len(classes), name) for i, name in enumerate(classes)]})
+        return card.model_copy(
+            update={"classes": [describe_class(i, len(classes), name) for i, name in enumerate(classes)]}
+        )
     if [c.name for c in card.classes] != classes:
         raise BadConfig(
             f"card.classes are {[c.name for c in card.classes]}, the tiles' are {classes}: same order needed"
@@ -218,7 +228,7 @@ def complete(card: Card, classes: list[str]) -> Card:
     return card
 
 
-def describe(i: int, n: int, name: str) -> TissueClass:
+def describe_class(i: int, n: int, name: str) -> TissueClass:
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(i / n, 0.45, 0.6))
     return TissueClass(name=name, description=name, color=f"#{red:02x}{green:02x}{blue:02x}")
 

@@ -1,6 +1,8 @@
 """One small run through the whole way, shared by the tests of what it leaves."""
 
 import csv
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from model.vit import ViTConfig
 from training import synthetic
 from training.augment import Augmentation
 from training.config import Compare, Fit, Labelled, Optimisation, Pretrain, Rule, Source, read_config
+from training.synthetic import KATHER_FOLDER, KINDS, draw_tile, kather_folder, kather_name
 
 TILE_PX = 60
 MODEL = ViTConfig(tile_px=TILE_PX, width=24, layers=2, heads=3, pool="both")
@@ -114,3 +117,15 @@ def make_pretraining(folders: Path, **changes) -> Pretrain:
         "model": MODEL,
     }
     return Pretrain(name="x", **{"sources": sources, **settings, **changes})
+
+
+def write_kather_stand_in_archive(path: Path, per_class: int) -> None:
+    """Layout, names, kind of file and even the meaningless 72 dpi of the published archive, with drawn tiles."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir(KATHER_FOLDER)
+        for kind in KINDS:
+            archive.mkdir(f"{KATHER_FOLDER}/{kather_folder(kind)}")
+            for i in range(per_class):
+                file = BytesIO()
+                Image.fromarray(draw_tile(kind, i)).save(file, "TIFF", dpi=(72, 72))
+                archive.writestr(f"{KATHER_FOLDER}/{kather_name(kind, i, 'tif')}", file.getvalue())
