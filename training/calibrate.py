@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
+from scipy.optimize import minimize_scalar
 
 from training.metrics import (
     RESAMPLES,
@@ -26,7 +28,6 @@ from training.metrics import (
 )
 
 TEMPERATURES = (0.1, 10.0)  # beyond, the logits carry almost no scale of their own, and none should be invented
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class TooFewForCoverage(ValueError):
@@ -66,9 +67,7 @@ class Coverage:
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    shares: Floats = special.softmax(logits.astype(np.float64) / temperature, axis=1)
     return shares
 
 
@@ -116,24 +115,14 @@ def judge_temperature(best: float, gain: float, error: float, all_right: bool) -
 
 
 def search_temperature(logits: Floats, targets: Ints) -> float:
-    """Golden section over the logarithm: the NLL is convex in 1/T, so it has one valley."""
+    """Over the logarithm: the NLL is convex in 1/T, so it has one valley."""
 
     def nll(log_temperature: float) -> float:
         return float(surprise(softmax(logits, math.exp(log_temperature)), targets).mean())
 
-    low, high = map(math.log, TEMPERATURES)
-    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    nll_left, nll_right = nll(left), nll(right)
-    while high - low > 1e-6:
-        if nll_left < nll_right:
-            high, right, nll_right = right, left, nll_left
-            left = high - GOLDEN * (high - low)
-            nll_left = nll(left)
-        else:
-            low, left, nll_left = left, right, nll_right
-            right = low + GOLDEN * (high - low)
-            nll_right = nll(right)
-    return math.exp((low + high) / 2)
+    bounds = tuple(map(math.log, TEMPERATURES))
+    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(found.x)
 
 
 # -- conformal sets ------------------------------------------------------------------------------------------------

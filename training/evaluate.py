@@ -1,6 +1,5 @@
 """Scores an artefact, not a checkpoint: the very graph that is served, through the very session that serves it."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from model.artifact import Precision, Verdict, read_manifest
 from model.pixels import ImageRefused, decode, to_tile
@@ -60,11 +60,9 @@ class Tally:
 
     def not_ok(self) -> tuple[float, float, float]:
         """The share that is not answered ok, and its 95 % interval (Wilson's)."""
-        share = 1 - self.verdicts["ok"] / self.n
-        z = 1.96
-        centre = (share + z * z / (2 * self.n)) / (1 + z * z / self.n)
-        reach = z / (1 + z * z / self.n) * math.sqrt(share * (1 - share) / self.n + (z / (2 * self.n)) ** 2)
-        return share, max(0.0, centre - reach), min(1.0, centre + reach)
+        found = binomtest(self.n - self.verdicts["ok"], self.n)
+        interval = found.proportion_ci(method="wilson")
+        return found.statistic, float(interval.low), float(interval.high)
 
 
 def tally_scope(artifact: Path, folders: Sequence[Path], image_mpp: float | None) -> list[Tally]:

@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from scipy.stats import spearmanr
 
 from model.artifact import MAP_METHODS, JudgedMaps, Manifest, MapMethod, MapScore, read_manifest, write_manifest
 from model.occlusion import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
@@ -263,13 +264,7 @@ def correlate_ranks(a: Floats, b: Floats) -> float:
     """Spearman's; a map that is the same everywhere goes with none."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    return float(np.corrcoef(mean_ranks(a), mean_ranks(b))[0, 1])
-
-
-def mean_ranks(values: Floats) -> Floats:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(count) - (count - 1) / 2)[place.ravel()]
-    return ranks
+    return float(spearmanr(a, b, axis=None).statistic)
 
 
 # -- the verdict ---------------------------------------------------------------------------------------------------
