@@ -37,12 +37,12 @@ class Augmentation(BaseModel):
     stain: float = Field(0.15, ge=0)  # standard deviation of each stain's strength, and of the background's tint
     light: float = Field(0.1, ge=0)  # half width of brightness and contrast
     looks: list[Density] = []  # mean optical densities of other laboratories' tissue, as `mean_density` gives them
-    other_look: Share = 0.0  # the share of images that are dyed on the way to one of them
-    blur: Share = 0.1  # the share of images that are out of focus,
-    low_resolution: Share = 0.1  # scanned coarser and enlarged,
-    jpeg: Share = 0.1  # or compressed hard
-    mixup: Share = 0.0  # the share of batches that are blended pairwise,
-    cutmix: Share = 0.0  # or cut and pasted
+    other_look: Share = 0.0  # share of the images that are dyed on the way to one of these looks
+    blur: Share = 0.1  # share of the images that are out of focus
+    low_resolution: Share = 0.1  # share of the images that are scanned coarser, and enlarged
+    jpeg: Share = 0.1  # share of the images that are compressed hard
+    mixup: Share = 0.0  # share of the batches whose images are blended pairwise
+    cutmix: Share = 0.0  # share of the batches whose images get a square of another
 
 
 def augment(tiles: Tensor, how: Augmentation, own_look: Tensor | None = None) -> Tensor:

@@ -121,8 +121,8 @@ def search_temperature(logits: Floats, targets: Ints) -> float:
         return float(surprise(softmax(logits, math.exp(log_temperature)), targets).mean())
 
     bounds = tuple(map(math.log, TEMPERATURES))
-    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x)
+    best = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(best.x)
 
 
 # -- conformal sets ------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups
     def holds_by_class(weights: Floats) -> Floats:
         return divide(weights @ (of_class * holds_truth[:, None]), weights @ of_class)
 
-    found = bootstrap(
+    intervals = bootstrap(
         {
             "measured": weighted_mean(holds_truth),
             "set_size": weighted_mean(members.sum(axis=1)),
@@ -238,7 +238,7 @@ def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups
         seed=0,
     )
     per_class = {
-        int(c): found["per_class"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
+        int(c): intervals["per_class"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
     }
-    set_size = found["set_size"].within(1, members.shape[1])
-    return Coverage(nominal, found["measured"].proportion(), set_size, per_class)
+    set_size = intervals["set_size"].within(1, members.shape[1])
+    return Coverage(nominal, intervals["measured"].proportion(), set_size, per_class)

@@ -82,17 +82,17 @@ def fetch_data(target: Annotated[Path, typer.Argument()] = Path("data/kather2016
 @data.command("scan")
 def scan_data(folder: Path, table: ImageTable = None) -> None:
     """List what a folder-per-class tree holds: classes, slides, unreadable files, duplicates, look-alikes."""
-    found = scan(folder, table)
+    scanned = scan(folder, table)
     shown = Table("class", "tiles", "slides")
-    for label in found.classes:
-        own = [record for record in found.records if record.label == label]
+    for label in scanned.classes:
+        own = [record for record in scanned.records if record.label == label]
         shown.add_row(escape(label), str(len(own)), str(len(name_slides(own))))
     out.print(shown)
-    for path, reason in found.unreadable:
+    for path, reason in scanned.unreadable:
         print_result(f"skipped {path}: {reason}")
-    for kept, dropped in found.duplicates:
+    for kept, dropped in scanned.duplicates:
         print_result(f"dropped {dropped}: the same bytes as {kept}")
-    records, tiles, too_small = load_usable(found.records, ViTConfig().tile_px, TILE_MPP)
+    records, tiles, too_small = load_usable(scanned.records, ViTConfig().tile_px, TILE_MPP)
     for reason in too_small:
         print_result(f"skipped {reason}")
     for i, j in find_near_duplicates(tiles):
@@ -117,8 +117,8 @@ def pretrain_network(config: Config, overrides: Overrides = None, runs: Runs = P
     model = pretrain.pretrain(run, cutters, folder)
     figures.draw_curves(folder / "curve.csv", folder / "curve.png", run.name)
     for cutter in cutters:
-        if found := look_at_held_out(model, cutter):
-            figures.draw_patch_maps(found, folder / f"held-out-{cutter.collection.task}.png")
+        if seen := look_at_held_out(model, cutter):
+            figures.draw_patch_maps(seen, folder / f"held-out-{cutter.collection.task}.png")
     print_result(f'{folder / "latest.pt"}: start from it with init = "{folder / "latest.pt"}"')
 
 

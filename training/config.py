@@ -136,7 +136,7 @@ class Rehearse(Section):
 
     pretraining: Path  # a config of `pretrain` with rules
     share: float = Field(0.33, gt=0, lt=1)  # of every batch
-    per_class: Count = 300  # different cuts of each source, so many at most
+    per_class: Count = 300  # at most so many different cuts of each source
 
 
 class Fit(Section):
@@ -144,7 +144,7 @@ class Fit(Section):
 
     name: Name
     data: Labelled
-    # so many per class, by `course`; a fifth at random, or of groups of like stain and look; train on everything
+    # course: so many of each class; fifth: at random; looks: whole groups of like stain and look; all: nothing held out
     split: Literal["course", "fifth", "looks", "all"] = "fifth"
     course: tuple[Count, Count, Count] = (425, 100, 100)  # of each class: training, validation, test
     init: Path | None = None  # a checkpoint of this project, a timm-named .safetensors, or EfficientNet-Lite0's .pth
@@ -220,7 +220,7 @@ class Pretrain(Section):
     name: Name
     tile_mpp: Positive = TILE_MPP
     sources: Annotated[list[Source], Field(min_length=1)]
-    classes: list[str] = []  # of the weak labels; a `fit` on the same classes whose `init` this is keeps their head
+    classes: list[str] = []  # of the weak labels; a `fit` on the same classes that starts from this keeps their head
     rules: list[Rule] = []
     masked: Masked | None = None
     init: Path | None = None  # as of `fit`
@@ -312,8 +312,10 @@ def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise BadConfig(f"{path}: {'; '.join(text.strip() for text in found)}") from error
+        complaints = [
+            f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        ]
+        raise BadConfig(f"{path}: {'; '.join(text.strip() for text in complaints)}") from error
 
 
 def apply(override: str, content: dict[str, Any]) -> None:
@@ -352,7 +354,7 @@ def refuse_unknown(content: dict[str, Any], kind: type, where: str) -> None:
 
 
 def sections_in(annotation: Any) -> Iterator[type]:
-    """What a table of this annotation may be; of several only networks, which `architecture` tells apart."""
+    """Which sections a table of this annotation may be: one, or else networks, which `architecture` tells apart."""
     if not isinstance(annotation, type):
         for part in get_args(annotation):
             yield from sections_in(part)

@@ -87,7 +87,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path, entrants: list[Entrant], tiles: TileSet) -> "Ledger":
-        """Answers by other settings, from other weights or of other tiles would be compared with what they are not."""
+        """Refuses answers by other settings, from other weights or of other tiles, as they are not the entrants'."""
         ledger = cls(path, tiles)
         known = {entrant.name: ledger.origin(entrant) for entrant in entrants}
         for kept in read_lines(path):
@@ -110,7 +110,7 @@ class Ledger:
         return {"settings": digest_json(content), "weights": weights, "tiles": tiles}
 
     def place(self, entrant: Entrant, one: NumberedFold) -> tuple[str, str, str]:
-        """A fold that another version draws otherwise has the name of this one, but not its answers."""
+        """Also tells the tiles held out: a fold that another version of the code drew otherwise is called the same."""
         held_out = [self.tiles.records[i].sha256 for i in one.fold.held_out]
         return entrant.name, one.folder, digest_json(held_out)
 
@@ -134,20 +134,20 @@ class Ledger:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    found = []
+    lines = []
     for number, line in enumerate(split_unfinished(path)[0].splitlines(), 1):
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError as error:
             raise BadConfig(
                 f"line {number} of {path} is damaged ({error}), expected JSON: take it out, "
                 "and its fold is answered anew"
             ) from error
-    return found
+    return lines
 
 
 def append_line(path: Path, line: str) -> None:
-    """It starts on a line of its own; what is left of an unfinished one makes room."""
+    """On a line of its own; what a kill left of an unfinished one is cut off before."""
     kept, unfinished = split_unfinished(path)
     if unfinished:
         os.truncate(path, len(kept))
@@ -201,8 +201,8 @@ def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, te
 
 def choose_finalists(config: Compare, entrants: list[Entrant], ledger: Ledger) -> list[Entrant]:
     """The best by one round of random folds; none until that is known of all, those that wait for weights included."""
-    found = {entrant.name: ledger.collect(entrant, "random", 1) for entrant in entrants}
-    accuracies = {name: share_right(folds) for name, folds in found.items() if folds is not None}
+    collected = {entrant.name: ledger.collect(entrant, "random", 1) for entrant in entrants}
+    accuracies = {name: share_right(folds) for name, folds in collected.items() if folds is not None}
     if len(accuracies) < len(entrants):
         return []
     return sorted(entrants, key=lambda entrant: -accuracies[entrant.name])[: config.finalists]

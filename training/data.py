@@ -78,19 +78,19 @@ class Scan:
     classes: list[str]
 
 
-def tell_skipped(found: Scan) -> None:
+def tell_skipped(scanned: Scan) -> None:
     """Else an n that is smaller than the folder would be the only sign."""
-    for path, reason in found.unreadable:
+    for path, reason in scanned.unreadable:
         log.warning("skipped %s: %s", path, reason)
-    for kept, dropped in found.duplicates:
+    for kept, dropped in scanned.duplicates:
         log.warning("dropped %s: the same bytes as %s", dropped, kept)
 
 
 def scan(
     folder: Path, table: Path | None = None, classes: Sequence[str] | None = None, *, needs_all: bool = True
 ) -> Scan:
-    """`table`: CSV with a column `file` (seen from `folder`) and any of `label`, `slide`, `quality`, which go before
-    what the names say. `classes`: only these, in this order; else all that are found, in the folders' order.
+    """`table`: CSV with a column `file` (seen from `folder`) and any of `label`, `slide`, `quality`, which override
+    what the names of folders and files say. `classes`: only these, in this order; else all, in the folders' order.
     """
     rows = read_table(table) if table else {}
     labels = find_images(folder, rows, classes, needs_all)
@@ -117,9 +117,9 @@ def scan(
         raise AmbiguousClass(f"the same image in two classes: {'; '.join(contradictions)}. Take the wrong one away")
     there = dict.fromkeys(labels.values())
     in_order = [label for label in classes if label in there] if classes else list(there)
-    found = Scan(list(first_with.values()), unreadable, duplicates, in_order)
-    refuse_unread_classes(found, labels)
-    return found
+    scanned = Scan(list(first_with.values()), unreadable, duplicates, in_order)
+    refuse_unread_classes(scanned, labels)
+    return scanned
 
 
 def make_record(path: Path, label: str, data: bytes, row: dict[str, str]) -> Record:
@@ -144,22 +144,22 @@ def find_images(
         labels |= dict.fromkeys(files, label)
     labels |= {folder / file: row["label"] for file, row in rows.items() if row.get("label")}
 
-    found = list(dict.fromkeys(labels.values()))
-    refuse_too_few_classes(folder, found, classes or [], needs_all)
+    present = list(dict.fromkeys(labels.values()))
+    refuse_too_few_classes(folder, present, classes or [], needs_all)
     if classes and not needs_all:
         tell_unknown_classes(labels, classes)
     return {path: label for path, label in labels.items() if classes is None or label in classes}
 
 
-def refuse_too_few_classes(folder: Path, found: list[str], wanted: Sequence[str], needs_all: bool) -> None:
-    if len(found) < 2:
+def refuse_too_few_classes(folder: Path, present: list[str], wanted: Sequence[str], needs_all: bool) -> None:
+    if len(present) < 2:
         inner = [path for path in class_folders(folder) if class_folders(path)]
         hint = f". Did you mean {inner[0]}?" if inner else ""
-        came = f"one class, {found[0]}" if found else "no folders with images"
+        came = f"one class, {present[0]}" if present else "no folders with images"
         raise NoClasses(f"{folder} holds {came}; expected a folder for each of two classes or more{hint}")
-    missing = [label for label in wanted if label not in found]
+    missing = [label for label in wanted if label not in present]
     if missing and (needs_all or len(missing) == len(wanted)):
-        raise NoClasses(f"{folder} has no class {', '.join(missing)}; it has {', '.join(found)}")
+        raise NoClasses(f"{folder} has no class {', '.join(missing)}; it has {', '.join(present)}")
 
 
 def tell_unknown_classes(labels: dict[Path, str], known: Sequence[str]) -> None:
@@ -183,9 +183,9 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def unlabelled_images(folder: Path) -> list[Path]:
-    if not (found := images_below(folder)):
+    if not (images := images_below(folder)):
         raise NoClasses(f"{folder} holds no images: put some in, or name another folder")
-    return found
+    return images
 
 
 def class_name(folder_name: str) -> str:
@@ -242,7 +242,7 @@ def rows_of(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
 
 
 def read_rows(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """None at all where nothing follows the header."""
+    """An empty list where nothing follows the header."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:  # with or without the mark that Excel writes
             reader = csv.DictReader(file, restval="")
@@ -255,11 +255,11 @@ def read_rows(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def refuse_unread_classes(found: Scan, labels: dict[Path, str]) -> None:
-    for label in found.classes:
-        if any(record.label == label for record in found.records):
+def refuse_unread_classes(scanned: Scan, labels: dict[Path, str]) -> None:
+    for label in scanned.classes:
+        if any(record.label == label for record in scanned.records):
             continue
-        path, reason = next(failed for failed in found.unreadable if labels[failed[0]] == label)
+        path, reason = next(failed for failed in scanned.unreadable if labels[failed[0]] == label)
         raise EmptyClass(f"no image of class {label} could be used: {path}: {reason}")
 
 
@@ -278,7 +278,7 @@ def load_images(paths: Sequence[Path], tile_px: int, tile_mpp: float, mpp: float
 
 
 def load_usable(records: Sequence[Record], tile_px: int, tile_mpp: float) -> tuple[list[Record], Pixels, list[str]]:
-    """Without those that are too small for a tile, by their files' own um/px; with what was said of these."""
+    """All that are large enough for a tile by their files' own um/px: records and tiles; and why each other is not."""
     tiles = np.empty((len(records), tile_px, tile_px, 3), np.uint8)
     usable: list[Record] = []
     refused: list[str] = []
@@ -310,7 +310,7 @@ def tell_cut(cut: Counter[str], n: int) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What refuses an image knows its bytes alone."""
+    """Adds the file's name to the reason, since what refuses an image knows nothing but its bytes."""
     try:
         yield
     except (ImageRefused, OSError) as error:

@@ -29,9 +29,9 @@ from training.metrics import Scores, score
 
 def evaluate(artifact: Path, images: Path, table: Path | None, image_mpp: float | None) -> Scores:
     m = read_manifest(artifact)
-    found = scan(images, table, m.class_names, needs_all=False)
-    tell_skipped(found)
-    records = found.records
+    scanned = scan(images, table, m.class_names, needs_all=False)
+    tell_skipped(scanned)
+    records = scanned.records
     tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
     targets = number_labels(records, m.class_names)
     # Tiles of one slide are right, or wrong, together, and so are drawn together.
@@ -40,7 +40,7 @@ def evaluate(artifact: Path, images: Path, table: Path | None, image_mpp: float 
 
 
 def predict_singly(artifact: Path, tiles: NDArray[np.uint8], precision: Precision = "fp32") -> NDArray[np.float32]:
-    """One tile a call, as on a CPU it is served: dynamic int8 takes its scales over all that is in one call."""
+    """One tile a call, as a CPU serves it: dynamic int8 takes its scales over all that is in one call."""
     classifier = open_classifier(artifact, device="cpu", precision=precision)
     return np.concatenate([classifier.predict(tile[None]).probabilities for tile in tiles])
 
@@ -60,9 +60,9 @@ class Tally:
 
     def not_ok(self) -> tuple[float, float, float]:
         """The share that is not answered ok, and its 95 % interval (Wilson's)."""
-        found = binomtest(self.n - self.verdicts["ok"], self.n)
-        interval = found.proportion_ci(method="wilson")
-        return found.statistic, float(interval.low), float(interval.high)
+        result = binomtest(self.n - self.verdicts["ok"], self.n)
+        interval = result.proportion_ci(method="wilson")
+        return result.statistic, float(interval.low), float(interval.high)
 
 
 def tally_scope(artifact: Path, folders: Sequence[Path], image_mpp: float | None) -> list[Tally]:

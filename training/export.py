@@ -298,9 +298,9 @@ def compare_outputs(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, o
         )
     )
     for graph, answer in (("predict", predicted), ("explain", explained)):
-        for name, found in answer.items():
+        for name, given in answer.items():
             wanted = getattr(expected, name).numpy()
-            difference = float(np.abs(found - wanted).max())
+            difference = float(np.abs(given - wanted).max())
             tolerance = (
                 MAP_TOLERANCE if name in ("attention", "rollout", "evidence", "probabilities") else LOGIT_TOLERANCE
             )
@@ -345,7 +345,7 @@ def golden_probabilities(folder: Path, tile_px: int) -> list[float]:
 
 
 def versions() -> dict[str, str]:
-    """`-dirty` follows a commit that isn't all: something that git knows was changed since."""
+    """`-dirty` follows the commit where something that git knows was changed since."""
     describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     code = Path(__file__).parent  # and not the user's folder, which may lie in another repository
     commit = subprocess.run(describe, cwd=code, capture_output=True, text=True, check=False).stdout.strip()

@@ -85,14 +85,14 @@ def draw_confusion(scores: Scores, path: Path, protocol: str) -> None:
     save(figure, path)
 
 
-def draw_reliability(found: Reliability, ece: Estimate, path: Path, protocol: str) -> None:
+def draw_reliability(bars: Reliability, ece: Estimate, path: Path, protocol: str) -> None:
     """Above, what came true of what was promised; below, how many answers each bin holds."""
     figure = start_figure(5, 5.8, f"Reliability, {protocol}, n = {ece.n:,}")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="promise kept")
-    reach = [found.accuracy - found.low, found.high - found.accuracy]
+    reach = [bars.accuracy - bars.low, bars.high - bars.accuracy]
     upper.errorbar(
-        found.confidence, found.accuracy, reach, color=BLUE, marker="o", markersize=5, capsize=3, linewidth=1.3,
+        bars.confidence, bars.accuracy, reach, color=BLUE, marker="o", markersize=5, capsize=3, linewidth=1.3,
         label="accuracy of the bin, 95 %",
     )  # fmt: skip
     upper.set(ylim=(0, 1.02), xlim=(0, 1.02))
@@ -101,7 +101,7 @@ def draw_reliability(found: Reliability, ece: Estimate, path: Path, protocol: st
     calibration = f"calibration error {ece.value:.3f}\n({ece.low:.3f} to {ece.high:.3f})"
     upper.text(0.98, 0.04, calibration, transform=upper.transAxes, ha="right", fontsize=NORMAL, color=INK)
 
-    lower.bar(found.confidence, found.count, width=0.025, color=BLUE)
+    lower.bar(bars.confidence, bars.count, width=0.025, color=BLUE)
     lower.set_ylabel("answers", fontsize=NORMAL)
     lower.set_xlabel("confidence", fontsize=NORMAL)
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))

@@ -65,12 +65,12 @@ def read_tiles(config: Fit) -> TileSet:
     data = config.data
     if data.generate and not data.folder.exists():
         synthetic.write_tree(data.folder, data.generate, config.optimisation.seed)
-    found = scan(data.folder, data.table, data.classes)
-    tell_skipped(found)
-    tiles = load_tiles(found.records, config.model.tile_px, data.tile_mpp, data.image_mpp)
+    scanned = scan(data.folder, data.table, data.classes)
+    tell_skipped(scanned)
+    tiles = load_tiles(scanned.records, config.model.tile_px, data.tile_mpp, data.image_mpp)
     table = data.near_duplicates
-    near = None if table is None else group_pairs(len(tiles), read_pairs(table, found))
-    return TileSet(tiles, number_labels(found.records, found.classes), found.records, found.classes, near)
+    near = None if table is None else group_pairs(len(tiles), read_pairs(table, scanned))
+    return TileSet(tiles, number_labels(scanned.records, scanned.classes), scanned.records, scanned.classes, near)
 
 
 def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | None, title: str = "") -> Network:
@@ -137,10 +137,10 @@ def gather_batches(config: Fit, train: TileSet, device: torch.device) -> Callabl
 
 
 def see(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
-    """In training, a network with tokens may have to do with some of them.
+    """In training, a network with tokens gets only some of them where `token_drop` says so.
 
-    Where `keep` of its artefact takes the pixels away as well, every second image loses them here, too: what is left
-    beside a hole has to be known, or maps and answers tell more of the holes than of the tissue.
+    Where `keep` of its artefact takes the pixels away as well, every second image loses them here, too: the network
+    has to know what tissue looks like beside a hole, or its maps and answers tell more of the holes than of the tissue.
     """
     if not token_drop:
         return net(images)
@@ -159,13 +159,13 @@ def opinions_of(seen: Any) -> tuple[torch.Tensor, ...]:
 
 
 def mean_loss(opinions: tuple[torch.Tensor, ...], wanted: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Each head has to be right alone: taught by their mean, the faster would leave nothing to the other."""
+    """Each head has to be right alone: if their mean were taught, the faster one would leave nothing to the other."""
     losses = [F.cross_entropy(one.float(), wanted, label_smoothing=label_smoothing) for one in opinions]
     return torch.stack(losses).mean()
 
 
 def train_teacher(config: Fit, train: TileSet, folder: Path, title: str) -> Network | None:
-    """On the very tiles its student will learn from: one that had seen more would tell of what is held out."""
+    """On the very tiles its student will learn from: one that had seen more would give away what is held out."""
     if config.distil is None:
         return None
     how = config.optimisation.model_copy(update={"token_drop": 0.0, "frozen": []})
@@ -180,7 +180,7 @@ def predict(net: Network, tiles: Tiles, batch: int = 64) -> Logits:
 
 @torch.no_grad()
 def predict_with_features(net: Network, tiles: Tiles, batch: int = 64) -> tuple[Logits, Features]:
-    """What the network says of each tile, and what it said it from."""
+    """What the network says of each tile, and the features that it says it from."""
     net.eval()
     device = next(net.parameters()).device
     parts = [torch.from_numpy(tiles[i : i + batch]).to(device) for i in range(0, len(tiles), batch)]

@@ -22,7 +22,7 @@ class PatchMaps(NamedTuple):
     seen: NDArray[np.float32]  # (n, G, G, C)
 
     def correlation(self, channel: int) -> float:
-        """Over all patches of all tiles; no number where nothing is there to be seen."""
+        """Over all patches of all tiles; NaN where all are the same, as they are or as they are seen."""
         truth, seen = self.truth[..., channel].ravel(), self.seen[..., channel].ravel()
         if not truth.std() or not seen.std():
             return float("nan")

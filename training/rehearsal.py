@@ -50,7 +50,8 @@ def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int) -> Reh
         # Of this source: a class that rules find in two sources gets up to twice as many.
         room = {classes.index(rule.label): how.per_class for rule in cutter.rules}
         for field in draw_fields(collection.fields, how.per_class * len(room), rng):
-            place = cutter.choose_place(field, rng)  # even if nothing is cut there, lest the next source's draws change
+            # Drawn even where nothing more is cut, so that the next source's draws stay the same.
+            place = cutter.choose_place(field, rng)
             if not any(room.values()):
                 continue
             cut = cutter.cut_at(field, *place)

@@ -52,7 +52,7 @@ class UnfinishedRun(ValueError):
 def fit_and_export(config: Fit, folder: Path) -> Manifest:
     tiles = read_tiles(config)
     refuse_other_settings(folder, config, tiles)
-    if config.split == "all":  # before hours of training, whose figures the folds are to be
+    if config.split == "all":  # before hours of training, as the figures come from these folds
         refuse_other_settings(folder / "folds", config, tiles, IGNORED_BY_FOLDS)
     train, parts = split(tiles, config)
     claim(folder, config, tiles)
@@ -125,8 +125,8 @@ def cross_validate_and_keep(config: Fit, folder: Path, tell: Callable[[str], Non
         make_folds(tiles, config, grouping, 1)  # refuses too few images or slides, before anything is learnt
     claim(folder / "folds", config, tiles, IGNORED_BY_FOLDS)
     for grouping in groupings:
-        found = cross_validate(config, tiles, folder / "folds", grouping, tell)
-        keep_folds(found, folder / "folds" / f"{grouping}.npz")
+        folds = cross_validate(config, tiles, folder / "folds", grouping, tell)
+        keep_folds(folds, folder / "folds" / f"{grouping}.npz")
     parts = kept_answers(config, folder, tiles)
     findings = derive_findings(parts, tiles.classes)
     (folder / "folds" / "metrics.json").write_text(json.dumps([vars(m) for m in findings.metrics], indent=2))
@@ -144,8 +144,8 @@ def draw_figures(answers: Answers, temperature: float, classes: list[str], folde
     scores = score(probabilities, answers.targets, classes, answers.groups)
     (folder / "scores.json").write_text(json.dumps(scores.as_dict(), indent=2))
     figures.draw_confusion(scores, folder / "confusion.png", answers.protocol)
-    found = reliability(probabilities, answers.targets, groups=answers.groups)
-    figures.draw_reliability(found, scores.ece, folder / "reliability.png", answers.protocol)
+    bars = reliability(probabilities, answers.targets, groups=answers.groups)
+    figures.draw_reliability(bars, scores.ece, folder / "reliability.png", answers.protocol)
     curve = risk_coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == answers.targets)
     figures.draw_risk_coverage(curve, folder / "risk-coverage.png", answers.protocol)
     floors = {
@@ -154,10 +154,10 @@ def draw_figures(answers: Answers, temperature: float, classes: list[str], folde
     figures.draw_comparison({"network": scores.accuracy, **floors}, folder / "comparison.png", answers.protocol)
 
 
-def keep_folds(found: OutOfFold, path: Path) -> None:
+def keep_folds(folds: OutOfFold, path: Path) -> None:
     def write(file: BinaryIO) -> None:
-        assert found.distances is not None  # cross_validate measures them
-        np.savez(file, logits=found.logits, folds=found.folds, distances=found.distances)
+        assert folds.distances is not None  # cross_validate measures them
+        np.savez(file, logits=folds.logits, folds=folds.folds, distances=folds.distances)
 
     checkpoint.write_atomically(path, write)
 

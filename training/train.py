@@ -92,7 +92,7 @@ def optimise(
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(model.parameters(), how.clip)
-            # Asked of both at once, as a GPU is waited for, and before the step, so that no checkpoint is spoilt.
+            # Both at once, since this waits for the GPU, and before the step, so that no checkpoint is spoilt.
             if not torch.isfinite(loss + norm):
                 raise Diverged(
                     f"the loss became {loss.item()} and its gradient's norm {norm.item()} at step {step} with learning "

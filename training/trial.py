@@ -57,9 +57,9 @@ def read_trial(
     slides = None
     labelled = table is not None or bool(class_folders(folder))
     if labelled:
-        found = scan(folder, table, m.class_names, needs_all=False)
-        tell_skipped(found)
-        records = found.records
+        scanned = scan(folder, table, m.class_names, needs_all=False)
+        tell_skipped(scanned)
+        records = scanned.records
         tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
         if len(name_slides(records)) > 1:
             slides = group_by_slide(records)
