@@ -5,6 +5,7 @@ comes from torch's own generator, which the training loop seeds with (seed, step
 """
 
 import io
+import math
 from typing import Annotated
 
 import numpy as np
@@ -21,6 +22,7 @@ from model.graph import to_images
 STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 STAINS = STAINS / STAINS.norm(dim=1, keepdim=True)
 
+MOST_MEASURED = 200  # tiles of a collection: more would hardly change its mean
 LEAST_MEAN_DENSITY = 0.15  # natural, of the three channels, from which a pixel is tissue, not glass
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -35,12 +37,12 @@ class Augmentation(BaseModel):
     stain: float = Field(0.15, ge=0)  # standard deviation of each stain's strength, and of the background's tint
     light: float = Field(0.1, ge=0)  # half width of brightness and contrast
     looks: list[Density] = []  # mean optical densities of other laboratories' tissue, as `mean_density` gives them
-    other_look: Share = 0.0  # the share of images that are dyed on the way to one of them
-    blur: Share = 0.1  # the share of images that are out of focus,
-    low_resolution: Share = 0.1  # scanned coarser and enlarged,
-    jpeg: Share = 0.1  # or compressed hard
-    mixup: Share = 0.0  # the share of batches that are blended pairwise,
-    cutmix: Share = 0.0  # or cut and pasted
+    other_look: Share = 0.0  # share of the images that are dyed on the way to one of these looks
+    blur: Share = 0.1  # share of the images that are out of focus
+    low_resolution: Share = 0.1  # share of the images that are scanned coarser, and enlarged
+    jpeg: Share = 0.1  # share of the images that are compressed hard
+    mixup: Share = 0.0  # share of the batches whose images are blended pairwise
+    cutmix: Share = 0.0  # share of the batches whose images get a square of another
 
 
 def augment(tiles: Tensor, how: Augmentation, own_look: Tensor | None = None) -> Tensor:
@@ -79,9 +81,10 @@ def dihedral(n: int, device: torch.device) -> Tensor:
     return torch.where(swap, mirrored @ transposed, mirrored)
 
 
-def mean_density(tiles: Tensor, most: int = 200) -> Tensor:
+def mean_density(tiles: Tensor) -> Tensor:
     """Of the stained pixels of tiles (N, S, S, 3), or of some of many: (3,), how a collection looks."""
-    density = to_density(to_images(tiles[:: -(-len(tiles) // most)])).movedim(1, -1)  # (n, S, S, 3)
+    some = tiles[:: math.ceil(len(tiles) / MOST_MEASURED)]
+    density = to_density(to_images(some)).movedim(1, -1)  # (n, S, S, 3)
     stained = density[density.mean(dim=-1) > LEAST_MEAN_DENSITY]  # (M, 3)
     return stained.mean(dim=0) if len(stained) else torch.ones(3, device=tiles.device)
 

@@ -28,7 +28,7 @@ class Speeds:
 
 
 def measure(config: Fit, steps: int) -> Speeds:
-    """Bare, loop, bare: what the machine does meanwhile falls on both."""
+    """In the order bare, loop, bare, so that what else the machine does falls on both."""
     tiles = read_tiles(config)
     first, loop, second = (
         bare_speed(config, tiles, steps),
@@ -44,7 +44,7 @@ def bare_speed(config: Fit, tiles: TileSet, steps: int) -> float:
 
 
 def pass_seconds(net: Network, config: Fit, steps: int) -> list[float]:
-    """Of passes there and back; one more before them pays for allocation."""
+    """Of passes forward and backward; one more before them pays for allocation."""
     device = best_device()
     net.to(device).train()
     freeze(net, config.optimisation.frozen)

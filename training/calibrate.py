@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
+from scipy.optimize import minimize_scalar
 
 from training.metrics import (
+    RESAMPLES,
     Estimate,
     Floats,
     Groups,
@@ -25,7 +28,6 @@ from training.metrics import (
 )
 
 TEMPERATURES = (0.1, 10.0)  # beyond, the logits carry almost no scale of their own, and none should be invented
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class TooFewForCoverage(ValueError):
@@ -65,16 +67,14 @@ class Coverage:
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
+    shares: Floats = special.softmax(logits.astype(np.float64) / temperature, axis=1)
     return shares
 
 
 # -- temperature ---------------------------------------------------------------------------------------------------
 
 
-def fit_temperature(logits: Floats, targets: Ints, groups: Groups | None = None, seed: int = 0) -> Temperature:
+def fit_temperature(logits: Floats, targets: Ints, groups: Groups | None = None) -> Temperature:
     """The temperature of least NLL, if what it gains is more than chance: its bootstrap standard error."""
     groups = np.arange(len(targets)) if groups is None else groups
     best = search_temperature(logits, targets)
@@ -82,7 +82,7 @@ def fit_temperature(logits: Floats, targets: Ints, groups: Groups | None = None,
     after = surprise(softmax(logits, best), targets)
 
     gain = float((before - after).mean())
-    error = float(resample({"gain": weighted_mean(before - after)}, groups, 1000, seed)["gain"].std())
+    error = float(resample({"gain": weighted_mean(before - after)}, groups, RESAMPLES, seed=0)["gain"].std())
     reason = judge_temperature(best, gain, error, bool((logits.argmax(axis=1) == targets).all()))
     accepted = reason.startswith("accepted")
     return Temperature(
@@ -115,24 +115,14 @@ def judge_temperature(best: float, gain: float, error: float, all_right: bool) -
 
 
 def search_temperature(logits: Floats, targets: Ints) -> float:
-    """Golden section over the logarithm: the NLL is convex in 1/T, so it has one valley."""
+    """Over the logarithm: the NLL is convex in 1/T, so it has one valley."""
 
     def nll(log_temperature: float) -> float:
         return float(surprise(softmax(logits, math.exp(log_temperature)), targets).mean())
 
-    low, high = map(math.log, TEMPERATURES)
-    left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    nll_left, nll_right = nll(left), nll(right)
-    while high - low > 1e-6:
-        if nll_left < nll_right:
-            high, right, nll_right = right, left, nll_left
-            left = high - GOLDEN * (high - low)
-            nll_left = nll(left)
-        else:
-            low, left, nll_left = left, right, nll_right
-            right = low + GOLDEN * (high - low)
-            nll_right = nll(right)
-    return math.exp((low + high) / 2)
+    bounds = tuple(map(math.log, TEMPERATURES))
+    best = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(best.x)
 
 
 # -- conformal sets ------------------------------------------------------------------------------------------------
@@ -210,7 +200,6 @@ def measure_coverage(
     coverages: Sequence[float],
     tiles: Groups | None = None,
     groups: Groups | None = None,
-    seed: int = 0,
 ) -> tuple[Coverage, ...]:
     """Each fold is judged by thresholds from rows that share no group with it: no tile, or no slide.
 
@@ -226,11 +215,11 @@ def measure_coverage(
         thresholds = fit_conformal(probabilities[rest], targets[rest], coverages, tiles[rest])
         sets[:, judged] = [prediction_sets(probabilities[judged], row) for row in thresholds.values]
     return tuple(
-        judge_sets(coverage, members, targets, groups, seed) for coverage, members in zip(coverages, sets, strict=True)
+        judge_sets(coverage, members, targets, groups) for coverage, members in zip(coverages, sets, strict=True)
     )
 
 
-def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups: Groups, seed: int) -> Coverage:
+def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups: Groups) -> Coverage:
     holds_truth = members[np.arange(len(targets)), targets].astype(np.float64)
     present = np.unique(targets)
     of_class = (targets[:, None] == present).astype(np.float64)  # (N, present)
@@ -238,18 +227,18 @@ def judge_sets(nominal: float, members: NDArray[np.bool_], targets: Ints, groups
     def holds_by_class(weights: Floats) -> Floats:
         return divide(weights @ (of_class * holds_truth[:, None]), weights @ of_class)
 
-    found = bootstrap(
+    intervals = bootstrap(
         {
             "measured": weighted_mean(holds_truth),
             "set_size": weighted_mean(members.sum(axis=1)),
             "per_class": holds_by_class,
         },
         groups,
-        resamples=1000,
-        seed=seed,
+        resamples=RESAMPLES,
+        seed=0,
     )
     per_class = {
-        int(c): found["per_class"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
+        int(c): intervals["per_class"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
     }
-    set_size = found["set_size"].within(1, members.shape[1])
-    return Coverage(nominal, found["measured"].proportion(), set_size, per_class)
+    set_size = intervals["set_size"].within(1, members.shape[1])
+    return Coverage(nominal, intervals["measured"].proportion(), set_size, per_class)

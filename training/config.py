@@ -19,6 +19,8 @@ from model.network import TokenConfig
 from model.vit import ViTConfig
 from training.augment import Augmentation
 
+TILE_MPP = 0.495  # um/px of the tiles of Kather et al. 2016, which show 74 um from side to side in 150 px
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -89,7 +91,7 @@ class Labelled(Section):
     table: Path | None = None  # CSV with columns file, label, slide, quality; else all is read from the names
     near_duplicates: Path | None = None  # CSV with columns a, b: kept together; without one they are searched for
     classes: list[str] | None = None  # in the artefact's order, others left out; default: the folders', sorted
-    tile_mpp: Positive = 0.495
+    tile_mpp: Positive = TILE_MPP
     image_mpp: Positive | None = None  # default: that of each file's own tag; without one the whole image is the tile
     doubtful: list[str] = []  # qualities in the table; figures are given with and without such tiles
 
@@ -134,7 +136,7 @@ class Rehearse(Section):
 
     pretraining: Path  # a config of `pretrain` with rules
     share: float = Field(0.33, gt=0, lt=1)  # of every batch
-    per_class: Count = 300  # different cuts of each source, so many at most
+    per_class: Count = 300  # at most so many different cuts of each source
 
 
 class Fit(Section):
@@ -142,7 +144,7 @@ class Fit(Section):
 
     name: Name
     data: Labelled
-    # so many per class, by `course`; a fifth at random, or of groups of like stain and look; train on everything
+    # course: so many of each class; fifth: at random; looks: whole groups of like stain and look; all: nothing held out
     split: Literal["course", "fifth", "looks", "all"] = "fifth"
     course: tuple[Count, Count, Count] = (425, 100, 100)  # of each class: training, validation, test
     init: Path | None = None  # a checkpoint of this project, a timm-named .safetensors, or EfficientNet-Lite0's .pth
@@ -216,9 +218,9 @@ class Pretrain(Section):
     """`tissue-train pretrain`."""
 
     name: Name
-    tile_mpp: Positive = 0.495
+    tile_mpp: Positive = TILE_MPP
     sources: Annotated[list[Source], Field(min_length=1)]
-    classes: list[str] = []  # of the weak labels; a `fit` on the same classes whose `init` this is keeps their head
+    classes: list[str] = []  # of the weak labels; a `fit` on the same classes that starts from this keeps their head
     rules: list[Rule] = []
     masked: Masked | None = None
     init: Path | None = None  # as of `fit`
@@ -310,8 +312,10 @@ def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise BadConfig(f"{path}: {'; '.join(text.strip() for text in found)}") from error
+        complaints = [
+            f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        ]
+        raise BadConfig(f"{path}: {'; '.join(text.strip() for text in complaints)}") from error
 
 
 def apply(override: str, content: dict[str, Any]) -> None:
@@ -350,7 +354,7 @@ def refuse_unknown(content: dict[str, Any], kind: type, where: str) -> None:
 
 
 def sections_in(annotation: Any) -> Iterator[type]:
-    """What a table of this annotation may be; of several only networks, which `architecture` tells apart."""
+    """Which sections a table of this annotation may be: one, or else networks, which `architecture` tells apart."""
     if not isinstance(annotation, type):
         for part in get_args(annotation):
             yield from sections_in(part)

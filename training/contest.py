@@ -14,8 +14,19 @@ from typing import Any
 import numpy as np
 
 from training.config import BadConfig, Compare, Contestant, Fit, read_config
-from training.fit import Grouping, Logits, NumberedFold, OutOfFold, TileSet, answer_fold, digest_json, make_folds
-from training.run import BESIDE_FOLDS, claim, describe_settings
+from training.data import name_slides
+from training.fit import Logits, TileSet, digest_json
+from training.folds import (
+    FoldAnswer,
+    Grouping,
+    NumberedFold,
+    OutOfFold,
+    answer_fold,
+    assemble,
+    describe_answer,
+    make_folds,
+)
+from training.run import IGNORED_BY_FOLDS, claim, describe_settings
 
 GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
 DECIMALS = 3  # of the logits that are kept
@@ -76,7 +87,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path, entrants: list[Entrant], tiles: TileSet) -> "Ledger":
-        """Answers by other settings, from other weights or of other tiles would be compared with what they are not."""
+        """Refuses answers by other settings, from other weights or of other tiles, as they are not the entrants'."""
         ledger = cls(path, tiles)
         known = {entrant.name: ledger.origin(entrant) for entrant in entrants}
         for kept in read_lines(path):
@@ -99,9 +110,9 @@ class Ledger:
         return {"settings": digest_json(content), "weights": weights, "tiles": tiles}
 
     def place(self, entrant: Entrant, one: NumberedFold) -> tuple[str, str, str]:
-        """A fold that another version draws otherwise has the name of this one, but not its answers."""
+        """Also tells the tiles held out: a fold that another version of the code drew otherwise is called the same."""
         held_out = [self.tiles.records[i].sha256 for i in one.fold.held_out]
-        return entrant.name, one.name, digest_json(held_out)
+        return entrant.name, one.folder, digest_json(held_out)
 
     def add(self, entrant: Entrant, one: NumberedFold, logits: Logits) -> None:
         place = self.place(entrant, one)
@@ -113,33 +124,30 @@ class Ledger:
     def collect(self, entrant: Entrant, grouping: Grouping, rounds: int) -> OutOfFold | None:
         """The answers of folds that are all there; else None."""
         rounds = rounds if grouping == "random" else 1
-        shape = (rounds, len(self.tiles.targets))
-        logits = np.full((*shape, len(self.tiles.classes)), np.nan, np.float32)
-        folds = np.full(shape, -1)
+        answers = []
         for one in make_folds(self.tiles, entrant.config, grouping, rounds):
-            answered = self.answers.get(self.place(entrant, one))
-            if answered is None:
+            logits = self.answers.get(self.place(entrant, one))
+            if logits is None:
                 return None
-            logits[one.repeat, one.fold.held_out] = answered
-            folds[one.repeat, one.fold.held_out] = one.number
-        return OutOfFold(grouping, self.tiles, logits, folds)
+            answers.append(FoldAnswer(one, logits))
+        return assemble(self.tiles, grouping, rounds, answers)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    found = []
+    lines = []
     for number, line in enumerate(split_unfinished(path)[0].splitlines(), 1):
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError as error:
             raise BadConfig(
                 f"line {number} of {path} is damaged ({error}), expected JSON: take it out, "
                 "and its fold is answered anew"
             ) from error
-    return found
+    return lines
 
 
 def append_line(path: Path, line: str) -> None:
-    """It starts on a line of its own; what is left of an unfinished one makes room."""
+    """On a line of its own; what a kill left of an unfinished one is cut off before."""
     kept, unfinished = split_unfinished(path)
     if unfinished:
         os.truncate(path, len(kept))
@@ -177,8 +185,7 @@ def run_folds(config: Compare, entrants: list[Entrant], ledger: Ledger, tell: Te
 
 
 def groupings_of(tiles: TileSet) -> tuple[Grouping, ...]:
-    slides = {record.slide for record in tiles.records if record.slide}
-    return GROUPINGS if len(slides) > 1 else ("random",)
+    return GROUPINGS if len(name_slides(tiles.records)) > 1 else ("random",)
 
 
 def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, tell: Tell) -> None:
@@ -186,17 +193,16 @@ def answer(entrant: Entrant, ledger: Ledger, grouping: Grouping, rounds: int, te
     for one in make_folds(tiles, entrant.config, grouping, rounds):
         if ledger.place(entrant, one) in ledger.answers:
             continue
-        claim(folder, entrant.config, tiles, BESIDE_FOLDS)
-        logits, _ = answer_fold(entrant.config, tiles, one.fold, folder / one.name, one.repeat)
-        ledger.add(entrant, one, logits)
-        right = (logits.argmax(1) == tiles.targets[one.fold.held_out]).mean()
-        tell(f"{entrant.name}: {one.name}, {one.fold.name}: {right:.3f} of {len(one.fold.held_out)}")
+        claim(folder, entrant.config, tiles, IGNORED_BY_FOLDS)
+        answered = answer_fold(entrant.config, tiles, one, folder)
+        ledger.add(entrant, one, answered.logits)
+        tell(f"{entrant.name}: {describe_answer(tiles, answered)}")
 
 
 def choose_finalists(config: Compare, entrants: list[Entrant], ledger: Ledger) -> list[Entrant]:
     """The best by one round of random folds; none until that is known of all, those that wait for weights included."""
-    found = {entrant.name: ledger.collect(entrant, "random", 1) for entrant in entrants}
-    accuracies = {name: share_right(folds) for name, folds in found.items() if folds is not None}
+    collected = {entrant.name: ledger.collect(entrant, "random", 1) for entrant in entrants}
+    accuracies = {name: share_right(folds) for name, folds in collected.items() if folds is not None}
     if len(accuracies) < len(entrants):
         return []
     return sorted(entrants, key=lambda entrant: -accuracies[entrant.name])[: config.finalists]

@@ -1,7 +1,7 @@
-"""Labelled images on disk: a folder of them becomes records, records become tiles and splits.
+"""Labelled images on disk: a folder of them becomes records, and records become tiles.
 
 Any tree with a folder per class is read, with an optional CSV beside it. Nothing is decided in silence: what could not
-be read, what is there twice and what looks alike is reported.
+be read and what is there twice is reported.
 """
 
 import csv
@@ -10,17 +10,16 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
-from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold
 
 from model import pixels
 from model.pixels import ImageRefused
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.intp]
-Pair = tuple[int, int]
 
 # What people call an image. `pixels.decode` accepts fewer, and says why not; all other files are passed over.
 IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|webp|bmp|gif|jp2|heic|avif|svs|ndpi|dcm)", re.IGNORECASE)
@@ -63,10 +61,6 @@ class UnusableImage(ValueError):
     pass
 
 
-class TooFewImages(ValueError):
-    pass
-
-
 @dataclass(frozen=True)
 class Record:
     path: Path
@@ -84,34 +78,19 @@ class Scan:
     classes: list[str]
 
 
-def tell_skipped(found: Scan) -> None:
+def tell_skipped(scanned: Scan) -> None:
     """Else an n that is smaller than the folder would be the only sign."""
-    for path, reason in found.unreadable:
+    for path, reason in scanned.unreadable:
         log.warning("skipped %s: %s", path, reason)
-    for kept, dropped in found.duplicates:
+    for kept, dropped in scanned.duplicates:
         log.warning("dropped %s: the same bytes as %s", dropped, kept)
-
-
-class Split(NamedTuple):
-    train: Indices
-    validation: Indices
-    test: Indices
-
-
-class Fold(NamedTuple):
-    train: Indices
-    held_out: Indices
-    name: str
-
-
-# -- reading -------------------------------------------------------------------------------------------------------
 
 
 def scan(
     folder: Path, table: Path | None = None, classes: Sequence[str] | None = None, *, needs_all: bool = True
 ) -> Scan:
-    """`table`: CSV with a column `file` (seen from `folder`) and any of `label`, `slide`, `quality`, which go before
-    what the names say. `classes`: only these, in this order; else all that are found, in the folders' order.
+    """`table`: CSV with a column `file` (seen from `folder`) and any of `label`, `slide`, `quality`, which override
+    what the names of folders and files say. `classes`: only these, in this order; else all, in the folders' order.
     """
     rows = read_table(table) if table else {}
     labels = find_images(folder, rows, classes, needs_all)
@@ -127,7 +106,7 @@ def scan(
             unreadable.append((path, str(error)))
             continue
         row = rows.get(path.relative_to(folder).as_posix(), {})
-        record = describe(path, labels[path], data, row)
+        record = make_record(path, labels[path], data, row)
         first = first_with.setdefault(record.sha256, record)
         if first is not record:
             duplicates.append((first.path, path))
@@ -138,12 +117,12 @@ def scan(
         raise AmbiguousClass(f"the same image in two classes: {'; '.join(contradictions)}. Take the wrong one away")
     there = dict.fromkeys(labels.values())
     in_order = [label for label in classes if label in there] if classes else list(there)
-    found = Scan(list(first_with.values()), unreadable, duplicates, in_order)
-    refuse_unread_classes(found, labels)
-    return found
+    scanned = Scan(list(first_with.values()), unreadable, duplicates, in_order)
+    refuse_unread_classes(scanned, labels)
+    return scanned
 
 
-def describe(path: Path, label: str, data: bytes, row: dict[str, str]) -> Record:
+def make_record(path: Path, label: str, data: bytes, row: dict[str, str]) -> Record:
     slide = row.get("slide") or slide_in(path.name)
     return Record(path, label, slide, hashlib.sha256(data).hexdigest(), row.get("quality") or None)
 
@@ -165,22 +144,22 @@ def find_images(
         labels |= dict.fromkeys(files, label)
     labels |= {folder / file: row["label"] for file, row in rows.items() if row.get("label")}
 
-    found = list(dict.fromkeys(labels.values()))
-    refuse_too_few_classes(folder, found, classes or [], needs_all)
+    present = list(dict.fromkeys(labels.values()))
+    refuse_too_few_classes(folder, present, classes or [], needs_all)
     if classes and not needs_all:
         tell_unknown_classes(labels, classes)
     return {path: label for path, label in labels.items() if classes is None or label in classes}
 
 
-def refuse_too_few_classes(folder: Path, found: list[str], wanted: Sequence[str], needs_all: bool) -> None:
-    if len(found) < 2:
+def refuse_too_few_classes(folder: Path, present: list[str], wanted: Sequence[str], needs_all: bool) -> None:
+    if len(present) < 2:
         inner = [path for path in class_folders(folder) if class_folders(path)]
         hint = f". Did you mean {inner[0]}?" if inner else ""
-        came = f"one class, {found[0]}" if found else "no folders with images"
+        came = f"one class, {present[0]}" if present else "no folders with images"
         raise NoClasses(f"{folder} holds {came}; expected a folder for each of two classes or more{hint}")
-    missing = [label for label in wanted if label not in found]
+    missing = [label for label in wanted if label not in present]
     if missing and (needs_all or len(missing) == len(wanted)):
-        raise NoClasses(f"{folder} has no class {', '.join(missing)}; it has {', '.join(found)}")
+        raise NoClasses(f"{folder} has no class {', '.join(missing)}; it has {', '.join(present)}")
 
 
 def tell_unknown_classes(labels: dict[Path, str], known: Sequence[str]) -> None:
@@ -204,9 +183,9 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def unlabelled_images(folder: Path) -> list[Path]:
-    if not (found := images_below(folder)):
+    if not (images := images_below(folder)):
         raise NoClasses(f"{folder} holds no images: put some in, or name another folder")
-    return found
+    return images
 
 
 def class_name(folder_name: str) -> str:
@@ -263,7 +242,7 @@ def rows_of(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
 
 
 def read_rows(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """None at all where nothing follows the header."""
+    """An empty list where nothing follows the header."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:  # with or without the mark that Excel writes
             reader = csv.DictReader(file, restval="")
@@ -276,11 +255,11 @@ def read_rows(table: Path, required: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def refuse_unread_classes(found: Scan, labels: dict[Path, str]) -> None:
-    for label in found.classes:
-        if any(record.label == label for record in found.records):
+def refuse_unread_classes(scanned: Scan, labels: dict[Path, str]) -> None:
+    for label in scanned.classes:
+        if any(record.label == label for record in scanned.records):
             continue
-        path, reason = next(failed for failed in found.unreadable if labels[failed[0]] == label)
+        path, reason = next(failed for failed in scanned.unreadable if labels[failed[0]] == label)
         raise EmptyClass(f"no image of class {label} could be used: {path}: {reason}")
 
 
@@ -299,7 +278,7 @@ def load_images(paths: Sequence[Path], tile_px: int, tile_mpp: float, mpp: float
 
 
 def load_usable(records: Sequence[Record], tile_px: int, tile_mpp: float) -> tuple[list[Record], Pixels, list[str]]:
-    """Without those that are too small for a tile, by their files' own um/px; with what was said of these."""
+    """All that are large enough for a tile by their files' own um/px: records and tiles; and why each other is not."""
     tiles = np.empty((len(records), tile_px, tile_px, 3), np.uint8)
     usable: list[Record] = []
     refused: list[str] = []
@@ -331,7 +310,7 @@ def tell_cut(cut: Counter[str], n: int) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What refuses an image knows its bytes alone."""
+    """Adds the file's name to the reason, since what refuses an image knows nothing but its bytes."""
     try:
         yield
     except (ImageRefused, OSError) as error:
@@ -343,165 +322,19 @@ def number_labels(records: Sequence[Record], classes: Sequence[str]) -> Indices:
     return np.array([numbers[record.label] for record in records], dtype=np.intp)
 
 
-T = TypeVar("T")
-
-
-def progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """A bar on stderr, so that stdout stays data."""
-    return track(items, what, console=Console(stderr=True), disable=len(items) < LONG_READ)
-
-
-# -- what must stay together ---------------------------------------------------------------------------------------
-
-SMALL_SIDE_PX = 30
-# Measured at this size: one field recompressed, enlarged or mirrored .997 and more; different ones at most .88 (of
-# 12,881 coarse colon fields, with glass at an edge), .75 (fat and glass), .61 (179 tiles of six tissues).
-NEAR_DUPLICATE_CORRELATION = 0.95
-BLOCK = 1000  # tiles; bounds the matrix to 4 MB x their number / 1000
-
-
-def find_near_duplicates(tiles: Pixels, least: float = NEAR_DUPLICATE_CORRELATION) -> list[Pair]:
-    """Pairs (i < j) that show one field, whatever was done to its colour, size, orientation or compression."""
-    upright = small_grey(tiles)
-    flat = upright.reshape(len(tiles), -1)
-    pairs: set[Pair] = set()
-    for turned in eight_symmetries(upright):
-        turned_flat = turned.reshape(len(tiles), -1)
-        for start in range(0, len(tiles), BLOCK):
-            # a symmetry that takes j to i has its inverse among the eight, so i < j is enough
-            correlation = flat[start : start + BLOCK] @ turned_flat[start:].T
-            near = np.argwhere(correlation >= least) + start
-            pairs |= {(int(i), int(j)) for i, j in near if i < j}
-    return sorted(pairs)
-
-
-def small_grey(tiles: Pixels) -> NDArray[np.float32]:
-    """(N, 30, 30), each of mean 0 and norm 1, so that a product is a correlation."""
-    n, s = tiles.shape[:2]
-    edges = np.arange(SMALL_SIDE_PX) * s // SMALL_SIDE_PX
-    grey = np.empty((n, SMALL_SIDE_PX, SMALL_SIDE_PX), np.float32)
-    for small, tile in zip(grey, tiles, strict=True):
-        rows = np.add.reduceat(tile.sum(axis=2, dtype=np.float32), edges, axis=0)
-        small[:] = np.add.reduceat(rows, edges, axis=1)
-    widths = np.diff(edges, append=s)
-    grey /= np.outer(widths, widths).astype(np.float32)
-    grey -= grey.mean(axis=(1, 2), keepdims=True)
-    norms = np.linalg.norm(grey, axis=(1, 2), keepdims=True)
-    return np.asarray(grey / np.maximum(norms, 1e-6))  # a flat tile looks like none
-
-
-def eight_symmetries(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    for quarter_turns in range(4):
-        turned = np.rot90(images, quarter_turns, axes=(1, 2))
-        yield turned
-        yield turned[:, ::-1]
-
-
-def read_pairs(table: Path, scanned: Scan) -> list[Pair]:
-    numbers = {record.path.resolve(): i for i, record in enumerate(scanned.records)}
-    numbers |= {twice.resolve(): numbers[first.resolve()] for first, twice in scanned.duplicates}
-    return sorted({(min(pair), max(pair)) for pair in number_pairs(table, numbers)})
-
-
-def number_pairs(table: Path, numbers: Mapping[Path, int]) -> list[Pair]:
-    """A CSV of near-duplicate files, columns `a` and `b`, seen from the table's folder or from the one above it.
-
-    `numbers`: of the images that matter, by their resolved paths.
-    """
-    rows = read_rows(table, ["a", "b"])  # none where nothing looks alike
-
-    def places(file: str) -> list[Path]:
-        return [(base / file.replace("\\", "/")).resolve() for base in (table.parent, table.parent.parent)]
-
-    if rows and not any(place.exists() for row in rows for place in places(row["a"])):
-        raise BadTable(f"{table} names no file that is there; the first is {rows[0]['a']}")
-    pairs = []
-    for row in rows:
-        a, b = (next((numbers[place] for place in places(row[column]) if place in numbers), None) for column in "ab")
-        if a is not None and b is not None and a != b:  # else one of them is of a class not asked for, or unreadable
-            pairs.append((a, b))
-    return pairs
-
-
-def group_pairs(n: int, pairs: Iterable[Pair]) -> Indices:
-    """A group number for each of n: the same for all that a chain of pairs connects."""
-    group = np.arange(n)
-    for i, j in pairs:
-        group[group == group[j]] = group[i]
-    return group
-
-
 def group_by_slide(records: Sequence[Record]) -> Indices:
     """A group number for each image: the same for all of one slide, its own where the slide is unknown."""
     slides = [record.slide or f"unknown, {i}" for i, record in enumerate(records)]
     return np.unique(slides, return_inverse=True)[1]
 
 
-# -- splits --------------------------------------------------------------------------------------------------------
+def name_slides(records: Sequence[Record]) -> set[str]:
+    return {record.slide for record in records if record.slide}
 
 
-def course_split(
-    records: Sequence[Record],
-    seed: int,
-    per_class: tuple[int, int, int] = (425, 100, 100),
-    together: Indices | None = None,
-) -> Split:
-    """So many of each class for training, validation and test; at random, so tiles of one slide are in all three.
-
-    `together`: a group number for each image. A group that several parts have drawn from goes to the first of them, so
-    that sizes may differ by a few.
-    """
-    labels = np.array([record.label for record in records])
-    refuse_small_classes(labels, sum(per_class), f"a split of {' + '.join(map(str, per_class))} of each class")
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for label in np.unique(labels):
-        order = rng.permutation(np.flatnonzero(labels == label))[: sum(per_class)]
-        drawn.append(np.split(order, np.cumsum(per_class)[:-1]))
-    parts = [np.sort(np.concatenate(part)) for part in zip(*drawn, strict=True)]
-    if together is not None:
-        part_of = {group: n for n in (2, 1, 0) for group in together[parts[n]]}
-        images = np.concatenate(parts)
-        place = np.array([part_of[group] for group in together[images]])
-        parts = [np.sort(images[place == n]) for n in range(3)]
-    return Split(*parts)
+T = TypeVar("T")
 
 
-def random_folds(
-    labels: Indices, classes: Sequence[str], k: int, seed: int, together: Indices | None = None
-) -> list[Fold]:
-    """Each class spread evenly over k folds. `together`: a group number for each image, whose fold it shares."""
-    names = np.array(classes)[labels]
-    alike = np.arange(len(labels)) if together is None else together
-    _, one_of_each = np.unique(np.stack([labels, alike]), axis=1, return_index=True)
-    purpose = f"holding out one of {k} parts, with every class in each,"
-    refuse_small_classes(names[one_of_each], k, purpose, " (those that look alike count once)")
-    folder = StratifiedKFold if together is None else StratifiedGroupKFold
-    folds = folder(k, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, together)
-    return [Fold(train, held_out, f"fold {i + 1}") for i, (train, held_out) in enumerate(folds)]
-
-
-def slide_folds(records: Sequence[Record]) -> list[Fold]:
-    """One slide held out at a time. Images that name no slide are in no fold at all."""
-    known = [i for i, record in enumerate(records) if record.slide is not None]
-    index = np.array(known, dtype=np.intp)
-    slides = np.array([records[i].slide for i in known])
-    n_slides = len(np.unique(slides))
-    if n_slides < 2:
-        raise TooFewImages(
-            f"{len(known)} of {len(records)} images name {n_slides} slides; expected at least 2: name them in a table"
-        )
-    return [
-        Fold(index[train], index[held_out], f"slide {slides[held_out][0]} held out")
-        for train, held_out in LeaveOneGroupOut().split(index, groups=slides)
-    ]
-
-
-def refuse_small_classes(labels: NDArray[np.generic], least: int, purpose: str, note: str = "") -> None:
-    small = {label: n for label, n in sorted(Counter(labels.tolist()).items()) if n < least}
-    if small:
-        counts = ", ".join(f"{label} has {n}" for label, n in small.items())
-        raise TooFewImages(
-            f"{purpose} needs {least} images of each class{note}, but {counts}: "
-            "add images, or name the classes to go on with in data.classes"
-        )
+def progress(items: Sequence[T], what: str) -> Iterable[T]:
+    """A bar on stderr, so that stdout stays data."""
+    return track(items, what, console=Console(stderr=True), disable=len(items) < LONG_READ)

@@ -1,6 +1,5 @@
 """Scores an artefact, not a checkpoint: the very graph that is served, through the very session that serves it."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,31 +7,40 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from model.artifact import Precision, Verdict, read_manifest
 from model.pixels import ImageRefused, decode, to_tile
 from model.quality import measure_quality
 from model.scope import judge
 from model.session import Classifier, open_classifier
-from training.data import NoClasses, group_by_slide, images_below, load_tiles, number_labels, scan, tell_skipped
+from training.data import (
+    NoClasses,
+    group_by_slide,
+    images_below,
+    load_tiles,
+    name_slides,
+    number_labels,
+    scan,
+    tell_skipped,
+)
 from training.metrics import Scores, score
 
 
 def evaluate(artifact: Path, images: Path, table: Path | None, image_mpp: float | None) -> Scores:
     m = read_manifest(artifact)
-    found = scan(images, table, m.class_names, needs_all=False)
-    tell_skipped(found)
-    records = found.records
+    scanned = scan(images, table, m.class_names, needs_all=False)
+    tell_skipped(scanned)
+    records = scanned.records
     tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
     targets = number_labels(records, m.class_names)
-    names_slides = len({record.slide for record in records if record.slide}) > 1
     # Tiles of one slide are right, or wrong, together, and so are drawn together.
-    groups = group_by_slide(records) if names_slides else None
+    groups = group_by_slide(records) if len(name_slides(records)) > 1 else None
     return score(predict_singly(artifact, tiles), targets, m.class_names, groups)
 
 
 def predict_singly(artifact: Path, tiles: NDArray[np.uint8], precision: Precision = "fp32") -> NDArray[np.float32]:
-    """One tile a call, as on a CPU it is served: dynamic int8 takes its scales over all that is in one call."""
+    """One tile a call, as a CPU serves it: dynamic int8 takes its scales over all that is in one call."""
     classifier = open_classifier(artifact, device="cpu", precision=precision)
     return np.concatenate([classifier.predict(tile[None]).probabilities for tile in tiles])
 
@@ -52,11 +60,9 @@ class Tally:
 
     def not_ok(self) -> tuple[float, float, float]:
         """The share that is not answered ok, and its 95 % interval (Wilson's)."""
-        share = 1 - self.verdicts["ok"] / self.n
-        z = 1.96
-        centre = (share + z * z / (2 * self.n)) / (1 + z * z / self.n)
-        reach = z / (1 + z * z / self.n) * math.sqrt(share * (1 - share) / self.n + (z / (2 * self.n)) ** 2)
-        return share, max(0.0, centre - reach), min(1.0, centre + reach)
+        result = binomtest(self.n - self.verdicts["ok"], self.n)
+        interval = result.proportion_ci(method="wilson")
+        return result.statistic, float(interval.low), float(interval.high)
 
 
 def tally_scope(artifact: Path, folders: Sequence[Path], image_mpp: float | None) -> list[Tally]:

@@ -98,7 +98,7 @@ def export(
             shutil.copyfile(card.licence_file, new / "LICENSE")
             files.append(describe_file(new / "LICENSE", "licence"))
 
-        manifest = describe(net, name, card, findings, tile_mpp, files, new)
+        manifest = describe_artifact(net, name, card, findings, tile_mpp, files, new)
         write_manifest(manifest, new)
         variants = {p: measure_variant(new, p, check_tiles) for p in manifest.precisions() if p != "fp32"}
         manifest = manifest.model_copy(update={"variants": variants})
@@ -121,7 +121,7 @@ def refuse_other_folder(folder: Path) -> None:
         )
 
 
-def describe(
+def describe_artifact(
     net: Network, name: str, card: Card, findings: Findings, tile_mpp: float, files: list[File], folder: Path
 ) -> Manifest:
     config = net.config
@@ -298,9 +298,9 @@ def compare_outputs(reference: ExplainGraph, tiles: Tiles, sessions: dict[str, o
         )
     )
     for graph, answer in (("predict", predicted), ("explain", explained)):
-        for name, found in answer.items():
+        for name, given in answer.items():
             wanted = getattr(expected, name).numpy()
-            difference = float(np.abs(found - wanted).max())
+            difference = float(np.abs(given - wanted).max())
             tolerance = (
                 MAP_TOLERANCE if name in ("attention", "rollout", "evidence", "probabilities") else LOGIT_TOLERANCE
             )
@@ -337,7 +337,7 @@ def golden_probabilities(folder: Path, tile_px: int) -> list[float]:
 
 
 def versions() -> dict[str, str]:
-    """`-dirty` follows a commit that isn't all: something that git knows was changed since."""
+    """`-dirty` follows the commit where something that git knows was changed since."""
     describe = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     code = Path(__file__).parent  # and not the user's folder, which may lie in another repository
     commit = subprocess.run(describe, cwd=code, capture_output=True, text=True, check=False).stdout.strip()

@@ -46,12 +46,7 @@ class BadArchive(ValueError):
     pass
 
 
-def fetch(
-    url: str = KATHER_URL,
-    target_dir: Path = Path("data"),
-    md5: str = KATHER_MD5,
-    waits_s: Sequence[float] = WAITS_S,
-) -> Path:
+def fetch(url: str, target_dir: Path, md5: str, waits_s: Sequence[float] = WAITS_S) -> Path:
     """The unpacked tree, named like the archive. A tree that is there already is complete, so nothing is downloaded.
 
     An archive put there by hand is verified and used.
@@ -150,11 +145,11 @@ def progress_bar() -> Progress:
 
 def verify(archive: Path, md5: str) -> None:
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
+        actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if actual != md5:
         archive.unlink()
         raise WrongChecksum(
-            f"{archive.name} has MD5 {found}, expected {md5}: damaged on the way, or not the published file. "
+            f"{archive.name} has MD5 {actual}, expected {md5}: damaged on the way, or not the published file. "
             "It has been removed; the same command downloads it again"
         )
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from model.artifact import JudgedMaps
+from model.artifact import JudgedMaps, MapScore
 from training.maps import NO_MODEL
 from training.metrics import Estimate, Reliability, RiskCoverage, Scores
 from training.patches import PatchMaps
@@ -34,6 +34,8 @@ CURVES = {  # column of the training's table -> what a reader calls it
     "learning_rate": "learning rate",
     "images_per_s": "images/s",
 }
+SEVERITY = {"misleading patch": "share of the tile's area"}  # of tests of several settings; else of the patches
+MOST_SHOWN = 5  # fields of a source
 
 
 def draw_curves(table: Path, path: Path, title: str) -> None:
@@ -83,14 +85,14 @@ def draw_confusion(scores: Scores, path: Path, protocol: str) -> None:
     save(figure, path)
 
 
-def draw_reliability(found: Reliability, ece: Estimate, path: Path, protocol: str) -> None:
+def draw_reliability(bars: Reliability, ece: Estimate, path: Path, protocol: str) -> None:
     """Above, what came true of what was promised; below, how many answers each bin holds."""
     figure = start_figure(5, 5.8, f"Reliability, {protocol}, n = {ece.n:,}")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="promise kept")
-    reach = [found.accuracy - found.low, found.high - found.accuracy]
+    reach = [bars.accuracy - bars.low, bars.high - bars.accuracy]
     upper.errorbar(
-        found.confidence, found.accuracy, reach, color=BLUE, marker="o", markersize=5, capsize=3, linewidth=1.3,
+        bars.confidence, bars.accuracy, reach, color=BLUE, marker="o", markersize=5, capsize=3, linewidth=1.3,
         label="accuracy of the bin, 95 %",
     )  # fmt: skip
     upper.set(ylim=(0, 1.02), xlim=(0, 1.02))
@@ -99,7 +101,7 @@ def draw_reliability(found: Reliability, ece: Estimate, path: Path, protocol: st
     calibration = f"calibration error {ece.value:.3f}\n({ece.low:.3f} to {ece.high:.3f})"
     upper.text(0.98, 0.04, calibration, transform=upper.transAxes, ha="right", fontsize=NORMAL, color=INK)
 
-    lower.bar(found.confidence, found.count, width=0.025, color=BLUE)
+    lower.bar(bars.confidence, bars.count, width=0.025, color=BLUE)
     lower.set_ylabel("answers", fontsize=NORMAL)
     lower.set_xlabel("confidence", fontsize=NORMAL)
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -107,13 +109,11 @@ def draw_reliability(found: Reliability, ece: Estimate, path: Path, protocol: st
     save(figure, path)
 
 
-def draw_risk_coverage(curves: Mapping[str, RiskCoverage], path: Path, protocol: str) -> None:
-    n = max(len(curve.coverage) for curve in curves.values())
+def draw_risk_coverage(curve: RiskCoverage, path: Path, protocol: str) -> None:
+    n = len(curve.coverage)
     figure = start_figure(5.8, 4.2, f"Error against share answered, {protocol}, {n:,} predictions")
     axes = figure.subplots()
-    for (name, curve), (colour, style) in zip(curves.items(), LINES, strict=False):
-        label = f"{name} (area {curve.aurc:.3f})"
-        axes.plot(curve.coverage, curve.risk, color=colour, linestyle=style, linewidth=1.5, label=label)
+    axes.plot(curve.coverage, curve.risk, color=BLUE, linewidth=1.5, label=f"confidence (area {curve.aurc:.3f})")
     axes.set(xlim=(0, 1), ylim=(0, None))
     axes.set_xlabel("share of the tiles answered, the surest first", fontsize=NORMAL)
     axes.set_ylabel("error among them", fontsize=NORMAL)
@@ -124,47 +124,45 @@ def draw_risk_coverage(curves: Mapping[str, RiskCoverage], path: Path, protocol:
     save(figure, path)
 
 
-def draw_comparison(models: Mapping[str, Estimate], path: Path, protocol: str, quantity: str = "accuracy") -> None:
+def draw_comparison(models: Mapping[str, Estimate], path: Path, protocol: str) -> None:
     """A bar per model with its 95 % interval, in the order given, the first on top."""
     n = sorted({estimate.n for estimate in models.values()})
     together = f"n = {n[0]:,}" if len(n) == 1 else f"n = {n[0]:,} to {n[-1]:,}"
-    figure = start_figure(7, 1.3 + 0.42 * len(models), f"{quantity[:1].upper() + quantity[1:]}, {protocol}, {together}")
+    figure = start_figure(7, 1.3 + 0.42 * len(models), f"Accuracy, {protocol}, {together}")
     axes = figure.subplots()
     for place, estimate in enumerate(models.values()):
-        reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
         axes.barh(place, estimate.value, height=0.6, color=PALE)
-        axes.errorbar(estimate.value, place, xerr=reach, color=INK, capsize=3, linewidth=1.2, marker="|")
+        axes.errorbar(estimate.value, place, xerr=whiskers([estimate]), color=INK, capsize=3, linewidth=1.2, marker="|")
         axes.text(estimate.high + 0.015, place, f"{estimate.value:.3f}", va="center", fontsize=NORMAL, color=INK)
     axes.set_yticks(range(len(models)), list(models), fontsize=NORMAL)
     axes.invert_yaxis()
     axes.set_xlim(0, max(1.0, *(estimate.high for estimate in models.values())) * 1.1)
-    axes.set_xlabel(f"{quantity}, with its 95 % interval", fontsize=NORMAL)
+    axes.set_xlabel("accuracy, with its 95 % interval", fontsize=NORMAL)
     soften(axes)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     save(figure, path)
 
 
-def draw_protocols(rows: Mapping[str, Mapping[str, Estimate]], path: Path, quantity: str = "accuracy") -> None:
+def draw_protocols(rows: Mapping[str, Mapping[str, Estimate]], path: Path) -> None:
     """A row per model, the first on top, with a mark and its 95 % interval for each protocol that is known of it."""
     protocols = list(dict.fromkeys(protocol for found in rows.values() for protocol in found))
     n = {protocol: max(found[protocol].n for found in rows.values() if protocol in found) for protocol in protocols}
-    figure = start_figure(8, 1.4 + 0.42 * len(rows), f"{quantity[:1].upper() + quantity[1:]}, with its 95 % interval")
+    figure = start_figure(8, 1.4 + 0.42 * len(rows), "Accuracy, with its 95 % interval")
     axes = figure.subplots()
     for number, protocol in enumerate(protocols):
-        known = [(place, found[protocol]) for place, found in enumerate(rows.values()) if protocol in found]
-        places = [place + 0.24 * (number - (len(protocols) - 1) / 2) for place, _ in known]
-        values = [estimate.value for _, estimate in known]
-        below = [estimate.value - estimate.low for _, estimate in known]
-        above = [estimate.high - estimate.value for _, estimate in known]
+        known = {place: found[protocol] for place, found in enumerate(rows.values()) if protocol in found}
+        places = [place + 0.24 * (number - (len(protocols) - 1) / 2) for place in known]
+        estimates = list(known.values())
         axes.errorbar(
-            values, places, xerr=[below, above], color=LINES[number][0], marker="os^D"[number], markersize=5,
-            linestyle="", capsize=3, linewidth=1.3, label=f"{protocol}, n = {n[protocol]:,}",
+            [estimate.value for estimate in estimates], places, xerr=whiskers(estimates), color=LINES[number][0],
+            marker="os^D"[number], markersize=5, linestyle="", capsize=3, linewidth=1.3,
+            label=f"{protocol}, n = {n[protocol]:,}",
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), list(rows), fontsize=NORMAL)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel(quantity, fontsize=NORMAL)
+    axes.set_xlabel("accuracy", fontsize=NORMAL)
     axes.legend(loc="lower left", fontsize=SMALL, frameon=False)
     soften(axes)
     axes.tick_params(axis="y", length=0)
@@ -172,24 +170,9 @@ def draw_protocols(rows: Mapping[str, Mapping[str, Estimate]], path: Path, quant
     save(figure, path)
 
 
-def draw_sheet(tiles: NDArray[np.uint8], captions: Sequence[str], path: Path, title: str, columns: int = 6) -> None:
-    """Tiles (N, S, S, 3) in rows, each with its caption of a line or two below."""
-    columns = min(columns, max(1, len(tiles)))
-    rows = math.ceil(len(tiles) / columns)
-    figure = start_figure(max(1.5 * columns, 4), 0.6 + 1.85 * max(1, rows), f"{title}, n = {len(tiles):,}")
-    grid = figure.subplots(max(1, rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    for axes, tile, caption in zip(grid.flat[: len(tiles)], tiles, captions, strict=True):
-        axes.imshow(tile)
-        axes.set_xlabel(caption, fontsize=SMALL, color=INK)
-    save(figure, path)
-
-
-def draw_patch_maps(found: PatchMaps, path: Path, rows: int = 5) -> None:
+def draw_patch_maps(found: PatchMaps, path: Path) -> None:
     """Tiles, and of all that is looked for what is in each patch and what was seen there, on one scale a pair."""
-    shown = np.linspace(0, len(found.tiles) - 1, min(rows, len(found.tiles))).round().astype(int)
+    shown = np.linspace(0, len(found.tiles) - 1, min(MOST_SHOWN, len(found.tiles))).round().astype(int)
     columns = 1 + 2 * len(found.names)
     title = f"{found.title}, n = {len(found.tiles):,}; r: correlation over all patches"
     figure = start_figure(max(1.35 * columns, 5), 0.8 + 1.45 * len(shown), title)
@@ -227,8 +210,7 @@ def draw_map_scores(judged: JudgedMaps, path: Path) -> None:
             if name not in found:
                 continue
             score, colour = found[name], INK if name in NO_MODEL else BLUE
-            reach = [[score.value - score.low], [score.high - score.value]]
-            axes.errorbar(score.value, place, xerr=reach, color=colour, marker="o", markersize=4, capsize=3)
+            axes.errorbar(score.value, place, xerr=whiskers([score]), color=colour, marker="o", markersize=4, capsize=3)
         n = max((score.n for score in found.values()), default=0)
         axes.set_xlabel(f"{title} (no skill: {no_skill:g}), n = {n}", fontsize=NORMAL)
         soften(axes)
@@ -287,9 +269,8 @@ def draw_damage(rows: Sequence[Row], tests: Sequence[str], path: Path, protocol:
         for (i, setting), (j, artifact) in itertools.product(enumerate(settings), enumerate(artifacts)):
             own = [row for row in rows if (row.artifact, row.test, row.setting) == (artifact, test, setting)]
             colour, style = (*LINES, (INK, "-"))[(i if len(settings) > 1 else j) % 5]
-            reach = [[row.value - row.low for row in own], [row.high - row.value for row in own]]
             axes.errorbar(
-                [row.severity for row in own], [row.value for row in own], reach, color=colour, linestyle=style,
+                [row.severity for row in own], [row.value for row in own], whiskers(own), color=colour, linestyle=style,
                 marker="os^Dv"[j % 5], markersize=4, linewidth=1.3, elinewidth=0.6, capsize=2,
                 label=", ".join([setting] * (len(settings) > 1) + [artifact] * (len(artifacts) > 1)),
             )  # fmt: skip
@@ -297,7 +278,9 @@ def draw_damage(rows: Sequence[Row], tests: Sequence[str], path: Path, protocol:
             if row.test == "intact":
                 axes.axhline(row.value, color=INK, linewidth=0.7, linestyle=":")
         axes.set_title(test, fontsize=NORMAL, color=INK, loc="left")
-        axes.set_xlabel(AXIS.get(test, settings[0] if len(settings) == 1 else "share of the patches"), fontsize=NORMAL)
+        axes.set_xlabel(
+            SEVERITY.get(test, settings[0] if len(settings) == 1 else "share of the patches"), fontsize=NORMAL
+        )
         axes.set_ylim(0, 1.02)
         if test == "JPEG":
             axes.invert_xaxis()
@@ -310,9 +293,6 @@ def draw_damage(rows: Sequence[Row], tests: Sequence[str], path: Path, protocol:
     save(figure, path)
 
 
-AXIS = {"misleading patch": "share of the tile's area"}
-
-
 # -- what all share ------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +300,11 @@ def start_figure(width_inch: float, height_inch: float, title: str) -> Figure:
     figure = Figure(figsize=(width_inch, height_inch), dpi=DPI, layout="constrained", facecolor="white")
     figure.suptitle(title, fontsize=LARGE, color=INK, x=0.02, ha="left", wrap=True)
     return figure
+
+
+def whiskers(bars: Sequence[Estimate | MapScore | Row]) -> list[list[float]]:
+    """How far their intervals reach, below and above."""
+    return [[bar.value - bar.low for bar in bars], [bar.high - bar.value for bar in bars]]
 
 
 def soften(*every: Axes) -> None:

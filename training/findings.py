@@ -21,8 +21,9 @@ from training.calibrate import (
     softmax,
 )
 from training.data import group_by_slide
-from training.fit import Distances, OutOfFold, TileSet
+from training.fit import Distances, TileSet
 from training.floors import floor_features, floor_predictions
+from training.folds import OutOfFold
 from training.gate import (
     Appearance,
     Signs,
@@ -107,7 +108,7 @@ def unmeasured(tiles: TileSet) -> Findings:
     return Findings(calibration, None, gate.model_copy(update={"min_confidence": 0.5}), [])
 
 
-def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
+def derive_findings(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     """Sets and limits from the first part, metrics from each; the temperature from slides left out, where any were.
 
     Answers on tiles whose slide was learnt are right more often than those on a new slide, and would make the network
@@ -124,15 +125,15 @@ def find(parts: Sequence[Answers], classes: Sequence[str]) -> Findings:
     gate = fit_gate(main.signs, probabilities.max(axis=1), main.protocol)
     metrics = []
     for part in parts:
-        metrics += judge(part, temperature.value, classes)
-        if part.source != main.source:  # else the answers are those that both were fitted on
+        metrics += judge_answers(part, temperature.value, classes)
+        if part.source != main.source:  # else sets and limits were fitted on these very answers
             metrics += judge_shipped_sets(part, temperature.value, conformal, main.protocol)
             if part.source != "slide":  # slides left out show the very pictures that the limits were fitted on
                 metrics += judge_shipped_gate(part, temperature.value, gate, main.protocol)
     return Findings(calibration, conformal, gate, metrics)
 
 
-def remember(findings: Findings, tiles: TileSet, features: NDArray[np.float32]) -> Findings:
+def add_reference(findings: Findings, tiles: TileSet, features: NDArray[np.float32]) -> Findings:
     """With the reference of the network that is exported: the colours and features (N, D) of the tiles it learnt from.
 
     The limits on them come from the folds, whose networks had references of their own, learnt in the same way.
@@ -159,7 +160,7 @@ def find_conformal(answers: Answers, probabilities: NDArray[np.floating]) -> Con
 # -- metrics -------------------------------------------------------------------------------------------------------
 
 
-def judge(answers: Answers, temperature: float, classes: Sequence[str]) -> list[Metric]:
+def judge_answers(answers: Answers, temperature: float, classes: Sequence[str]) -> list[Metric]:
     """The network's metrics; beside them the floors' accuracy, and what calibration, sets and gate are worth."""
     probabilities = softmax(answers.logits, temperature)
     metrics = name_metrics(score(probabilities, answers.targets, classes, answers.groups), answers.protocol)
@@ -223,9 +224,9 @@ def judge_calibration(answers: Answers) -> list[Metric]:
         "brier after temperature": weighted_mean(brier),
         "change of brier by temperature": weighted_mean(brier - squared_error(before, answers.targets)),
     }
-    found = bootstrap(measures, answers.groups, 1000, 0)
+    intervals = bootstrap(measures, answers.groups, 1000, 0)
     protocol = f"{answers.protocol}; temperature of the other folds, {BINS} bins of equal mass"
-    return [name_metric(name, interval.estimate(), protocol) for name, interval in found.items()]
+    return [name_metric(name, interval.estimate(), protocol) for name, interval in intervals.items()]
 
 
 def judge_gate(
@@ -268,7 +269,7 @@ def judge_sets(answers: Answers, probabilities: NDArray[np.floating], classes: S
 def judge_shipped_sets(
     answers: Answers, temperature: float, conformal: Conformal | None, fitted_on: str
 ) -> list[Metric]:
-    """What the thresholds that are shipped hold on answers that they were not fitted on; the tiles may be the same."""
+    """How often the shipped sets hold the truth of answers they were not fitted on; the tiles may be the same."""
     if conformal is None:
         return []
     probabilities = softmax(answers.logits, temperature)
@@ -280,7 +281,7 @@ def judge_shipped_sets(
 
 
 def judge_shipped_gate(answers: Answers, temperature: float, gate: Gate, fitted_on: str) -> list[Metric]:
-    """What the limits that are shipped let through of tiles that they were not fitted on."""
+    """How much the shipped limits let through of tiles that they were not fitted on."""
     probabilities = softmax(answers.logits, temperature)
     ok = np.array(verdicts(answers.signs, probabilities.max(axis=1), gate)) == "ok"
     return judge_gate(answers, probabilities, ok, f"the shipped limits, of {fitted_on}")
@@ -331,17 +332,17 @@ def answers_of_folds(folds: OutOfFold, doubtful: Sequence[str], appearance: Appe
 
 
 def fold_floors(folds: OutOfFold) -> dict[str, NDArray[np.float64]]:
-    """The baselines without a network, trained and tried on the very same folds: rows as in the logits seen."""
+    """Probabilities of the baselines without a network, trained and tried on the very same folds: a row an answer."""
     features, targets = floor_features(folds.tiles.tiles), folds.tiles.targets
     k = len(folds.tiles.classes)
-    found: dict[str, NDArray[np.float64]] = {}
+    floors: dict[str, NDArray[np.float64]] = {}
     for repeat, fold_of in enumerate(folds.folds):
         for number in range(fold_of.max() + 1):
             held_out, others = np.flatnonzero(fold_of == number), np.flatnonzero((fold_of >= 0) & (fold_of != number))
             answers = floor_predictions(features.subset(others), targets[others], features.subset(held_out), k)
             for name, p in answers.items():
-                found.setdefault(name, np.zeros((*folds.folds.shape, k)))[repeat, held_out] = p
-    return {name: probabilities[folds.folds >= 0] for name, probabilities in found.items()}
+                floors.setdefault(name, np.zeros((*folds.folds.shape, k)))[repeat, held_out] = p
+    return {name: probabilities[folds.folds >= 0] for name, probabilities in floors.items()}
 
 
 def answers_of_held_out(

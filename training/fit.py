@@ -1,17 +1,14 @@
-"""Labelled tiles to a trained network: once for an artefact, or many times in folds to learn how good it is.
+"""Labelled tiles to a trained network, and what it says of others.
 
 tissue-train fit configs/smoke.toml
-tissue-train cv configs/default.toml
 """
 
 import hashlib
 import json
-import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,34 +22,18 @@ from model.network import Network, TokenNetwork, build
 from training import checkpoint, synthetic
 from training.augment import augment, blend, keep_some_patches, mean_density
 from training.config import Fit
-from training.data import (
-    Fold,
-    Record,
-    course_split,
-    find_near_duplicates,
-    group_pairs,
-    load_tiles,
-    number_labels,
-    random_folds,
-    read_pairs,
-    scan,
-    slide_folds,
-    tell_skipped,
-)
+from training.data import Record, load_tiles, number_labels, scan, tell_skipped
 from training.distil import distillation_loss
-from training.gate import count_versions, learn_cloud, restained_copies
-from training.looks import group_looks
+from training.gate import learn_cloud, restained_copies
 from training.rehearsal import read_rehearsal
 from training.train import batch_indices, best_device, optimise, refuse_unfilled
-
-log = logging.getLogger(__name__)
+from training.twins import group_pairs, read_pairs
 
 Tiles = NDArray[np.uint8]
 Targets = NDArray[np.intp]
 Logits = NDArray[np.float32]
 Features = NDArray[np.float32]
 Distances = NDArray[np.float32]
-Grouping = Literal["random", "slide"]
 
 
 @dataclass(frozen=True)
@@ -84,37 +65,12 @@ def read_tiles(config: Fit) -> TileSet:
     data = config.data
     if data.generate and not data.folder.exists():
         synthetic.write_tree(data.folder, data.generate, config.optimisation.seed)
-    found = scan(data.folder, data.table, data.classes)
-    tell_skipped(found)
-    tiles = load_tiles(found.records, config.model.tile_px, data.tile_mpp, data.image_mpp)
+    scanned = scan(data.folder, data.table, data.classes)
+    tell_skipped(scanned)
+    tiles = load_tiles(scanned.records, config.model.tile_px, data.tile_mpp, data.image_mpp)
     table = data.near_duplicates
-    near = None if table is None else group_pairs(len(tiles), read_pairs(table, found))
-    return TileSet(tiles, number_labels(found.records, found.classes), found.records, found.classes, near)
-
-
-def split(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet | None]:
-    seed = config.optimisation.seed
-    if config.split == "all":
-        return tiles, None
-    if config.split == "course":
-        return split_course(tiles, config)[:2]
-    groups = together(tiles)
-    if config.split == "looks":
-        groups = group_looks(tiles.tiles, tiles.targets, groups, seed)
-    fold = random_folds(tiles.targets, tiles.classes, 5, seed, groups)[0]
-    return tiles.subset(fold.train), tiles.subset(fold.held_out)
-
-
-def split_course(tiles: TileSet, config: Fit) -> tuple[TileSet, TileSet, TileSet]:
-    parts = course_split(tiles.records, config.optimisation.seed, config.course, together(tiles))
-    return tiles.subset(parts.train), tiles.subset(parts.validation), tiles.subset(parts.test)
-
-
-def together(tiles: TileSet) -> NDArray[np.intp]:
-    """Tiles that show one field get one number, and are never learnt and held out at once."""
-    if tiles.near_duplicates is not None:
-        return tiles.near_duplicates
-    return group_pairs(len(tiles.targets), find_near_duplicates(tiles.tiles))
+    near = None if table is None else group_pairs(len(tiles), read_pairs(table, scanned))
+    return TileSet(tiles, number_labels(scanned.records, scanned.classes), scanned.records, scanned.classes, near)
 
 
 def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | None, title: str = "") -> Network:
@@ -125,12 +81,12 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     torch.manual_seed(how.seed)
     model = build(config.model, len(train.classes))
     if config.init:
-        missing, _ = checkpoint.initialise(model, config.init)
+        missing, _ = checkpoint.start_from(model, config.init)
         refuse_unfilled(how.frozen, missing)
     model = model.to(device)
     draw_batch = gather_batches(config, train, device)
 
-    def loss_of(net: nn.Module, step: int) -> torch.Tensor:
+    def loss_of(net: Network, step: int) -> torch.Tensor:
         batch = draw_batch(step)
         images, wanted = blend(augment(batch.tiles, config.augment, batch.looks), batch.targets, config.augment)
         seen = see(net, images, how.token_drop)
@@ -142,13 +98,11 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
             taught = teacher(images).logits.float()
         return torch.lerp(loss, distillation_loss(logits, taught, config.distil), config.distil.weight)
 
-    def accuracy(net: nn.Module) -> float:
-        assert isinstance(net, Network) and held_out is not None
+    def accuracy(net: Network) -> float:
+        assert held_out is not None
         return float((predict(net, held_out.tiles).argmax(1) == held_out.targets).mean())
 
-    average = optimise(model, loss_of, how, folder, accuracy if held_out else None, title or config.name)
-    assert isinstance(average, Network)
-    return average
+    return optimise(model, loss_of, how, folder, accuracy if held_out else None, title or config.name)
 
 
 class Batch(NamedTuple):
@@ -183,10 +137,10 @@ def gather_batches(config: Fit, train: TileSet, device: torch.device) -> Callabl
 
 
 def see(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
-    """In training, a network with tokens may have to do with some of them.
+    """In training, a network with tokens gets only some of them where `token_drop` says so.
 
-    Where `keep` of its artefact takes the pixels away as well, every second image loses them here, too: what is left
-    beside a hole has to be known, or maps and answers tell more of the holes than of the tissue.
+    Where `keep` of its artefact takes the pixels away as well, every second image loses them here, too: the network
+    has to know what tissue looks like beside a hole, or its maps and answers tell more of the holes than of the tissue.
     """
     if not token_drop:
         return net(images)
@@ -205,13 +159,13 @@ def opinions_of(seen: Any) -> tuple[torch.Tensor, ...]:
 
 
 def mean_loss(opinions: tuple[torch.Tensor, ...], wanted: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Each head has to be right alone: taught by their mean, the faster would leave nothing to the other."""
+    """Each head has to be right alone: if their mean were taught, the faster one would leave nothing to the other."""
     losses = [F.cross_entropy(one.float(), wanted, label_smoothing=label_smoothing) for one in opinions]
     return torch.stack(losses).mean()
 
 
 def train_teacher(config: Fit, train: TileSet, folder: Path, title: str) -> Network | None:
-    """On the very tiles its student will learn from: one that had seen more would tell of what is held out."""
+    """On the very tiles its student will learn from: one that had seen more would give away what is held out."""
     if config.distil is None:
         return None
     how = config.optimisation.model_copy(update={"token_drop": 0.0, "frozen": []})
@@ -226,7 +180,7 @@ def predict(net: Network, tiles: Tiles, batch: int = 64) -> Logits:
 
 @torch.no_grad()
 def predict_with_features(net: Network, tiles: Tiles, batch: int = 64) -> tuple[Logits, Features]:
-    """What the network says of each tile, and what it said it from."""
+    """What the network says of each tile, and the features that it says it from."""
     net.eval()
     device = next(net.parameters()).device
     parts = [torch.from_numpy(tiles[i : i + batch]).to(device) for i in range(0, len(tiles), batch)]
@@ -241,90 +195,3 @@ def measure_distances(net: Network, known: Tiles, tiles: Tiles, versions: int) -
     return np.stack(
         [cloud.distance(predict_with_features(net, version)[1]) for version in restained_copies(tiles, versions)]
     )
-
-
-# -- folds ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Every tile answered by networks that never saw it: R times each, NaN where a tile has no slide to leave out."""
-
-    grouping: Grouping
-    tiles: TileSet
-    logits: Logits  # (R, N, K)
-    folds: NDArray[np.intp]  # (R, N) the fold in which it was held out, -1 for none
-    distances: Distances | None = (
-        None  # (C, R, N) of its features, and those of its restained copies, from those learnt from
-    )
-
-
-def cross_validate(
-    config: Fit, tiles: TileSet, folder: Path, grouping: Grouping, tell: Callable[[str], None]
-) -> OutOfFold:
-    """Each finished fold is kept, so that a run that was killed goes on with the next one."""
-    repeats = config.repeats if grouping == "random" else 1
-    if grouping == "slide":
-        tell_twins_across_slides(tiles)
-    n = len(tiles.targets)
-    logits = np.full((repeats, n, len(tiles.classes)), np.nan, np.float32)
-    folds = np.full((repeats, n), -1)
-    distances = np.full((count_versions(n), repeats, n), np.nan, np.float32)
-    for one in make_folds(tiles, config, grouping, repeats):
-        place, held_out = folder / one.name, one.fold.held_out
-        answer = answer_fold(config, tiles, one.fold, place, one.repeat)
-        logits[one.repeat, held_out], distances[:, one.repeat, held_out] = answer
-        folds[one.repeat, held_out] = one.number
-        right = (answer[0].argmax(1) == tiles.targets[held_out]).mean()
-        tell(f"{one.name}, {one.fold.name}: {right:.3f} of {len(held_out)}")
-    return OutOfFold(grouping, tiles, logits, folds, distances)
-
-
-class NumberedFold(NamedTuple):
-    name: str  # as its folder is called
-    repeat: int
-    number: int
-    fold: Fold
-
-
-def make_folds(tiles: TileSet, config: Fit, grouping: Grouping, repeats: int) -> list[NumberedFold]:
-    """All folds of all repeats; a slide can be left out in one way only."""
-    if grouping == "slide":
-        rounds = [slide_folds(tiles.records)]
-    else:
-        groups = together(tiles)
-        rounds = [random_folds(tiles.targets, tiles.classes, config.folds, seed, groups) for seed in range(repeats)]
-    return [
-        NumberedFold(f"{grouping}-{repeat}-{number}", repeat, number, fold)
-        for repeat, folds in enumerate(rounds)
-        for number, fold in enumerate(folds)
-    ]
-
-
-def tell_twins_across_slides(tiles: TileSet) -> None:
-    """Folds by slide hold out whole slides: a field that two of them show is learnt and held out at once."""
-    first: dict[int, Record] = {}
-    for group, record in zip(together(tiles).tolist(), tiles.records, strict=True):
-        if record.slide is None:
-            continue
-        other = first.setdefault(group, record)
-        if other.slide != record.slide:
-            log.warning("look alike on two slides, so that folds by slide flatter: %s and %s", other.path, record.path)
-
-
-def answer_fold(config: Fit, tiles: TileSet, fold: Fold, place: Path, repeat: int) -> tuple[Logits, Distances]:
-    """Logits of the held-out tiles, and how far their features lie from those of the others."""
-    finished, beside = place / "logits.npy", place / "distances.npy"
-    if finished.exists() and beside.exists():
-        return np.load(finished), np.load(beside)
-    seeded = config.optimisation.model_copy(update={"seed": config.optimisation.seed + repeat})
-    config = config.model_copy(update={"optimisation": seeded})
-    net = fit_tiles(config, tiles.subset(fold.train), place, None, title=place.name)
-    held_out = tiles.tiles[fold.held_out]
-    logits = predict(net, held_out)
-    distances = measure_distances(net, tiles.tiles[fold.train], held_out, count_versions(len(tiles.targets)))
-    checkpoint.write_atomically(beside, lambda file: np.save(file, distances))
-    checkpoint.write_atomically(finished, lambda file: np.save(file, logits))
-    (place / "latest.pt").unlink()  # a network per fold is of no further use
-    shutil.rmtree(place / "teacher", ignore_errors=True)
-    return logits, distances

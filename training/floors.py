@@ -124,7 +124,7 @@ def vector_machine(features: Features, targets: Ints, test_features: Features, n
 
 
 def to_all_classes(probabilities: Floats, present: Ints, n_classes: int) -> Probabilities:
-    """Nothing is left for classes without examples in the training."""
+    """Classes without examples in the training get 0."""
     spread = np.zeros((len(probabilities), n_classes))
     spread[:, present] = probabilities
     return spread

@@ -1,7 +1,7 @@
 """The gate: what tiles of a known kind look like, and the limits within which an answer is `ok`.
 
-Fitted on tiles of known kind alone, on numbers that were taken while each was held out. No limit is chosen by hand: all
-let through the same share, the strictest with which SHARE_OK of the held-out tiles pass every one of them.
+Fitted on tiles of known kind alone, on numbers that were taken while each was held out. No limit is chosen by hand:
+each lets the same share through, the smallest with which SHARE_OK of the held-out tiles still pass all of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,11 @@ Floats = NDArray[np.floating[Any]]
 Tiles = NDArray[np.uint8]
 
 SHARE_OK = 0.96  # of the held-out tiles; above the 0.9 that is promised, since limits let fewer new tiles through
-# Other laboratories' stains, on which no network was asked. Each stain stronger or weaker by half: less, and glands of
-# another collection are refused wholesale; more, and other stains pass (docs/decisions/0005-the-gate.md).
+# Of copies that stand for other laboratories' tissue. Each stain is stronger or weaker by half: with less, glands of
+# another collection are refused wholesale; with more, other stains pass (docs/decisions/0005-the-gate.md).
 STAIN, LIGHT = 0.5, 0.1
 MOST_COPIES, MOST_TILES = 8, 4000  # restained copies of a tile; tiles and copies together
+PORTION = 64  # tiles that are restained at once
 PALETTE_MASS = 0.999  # of the pixels lie in the palette, the commonest colours first
 FOLDS_WITHOUT_NETWORK = 5
 
@@ -81,15 +82,15 @@ def count_versions(n: int) -> int:
     return 1 + min(MOST_COPIES, max(1, MOST_TILES // n))
 
 
-def restained_copies(tiles: Tiles, versions: int, portion: int = 64) -> Iterator[Tiles]:
+def restained_copies(tiles: Tiles, versions: int) -> Iterator[Tiles]:
     """The tiles as they are, then copies of other stains, the same ones every time."""
     yield tiles
     for version in range(1, versions):
         with torch.random.fork_rng():
             torch.manual_seed(version)
             parts = [
-                augment.restain(to_images(torch.from_numpy(tiles[i : i + portion])), STAIN, LIGHT)
-                for i in range(0, len(tiles), portion)
+                augment.restain(to_images(torch.from_numpy(tiles[i : i + PORTION])), STAIN, LIGHT)
+                for i in range(0, len(tiles), PORTION)
             ]
         yield (torch.cat(parts) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
@@ -170,8 +171,8 @@ def fit_gate(signs: Signs, confidence: Floats | None, protocol: str) -> Gate:
         else:
             high = share
     gate = place_limits(signs, confidence, high)
-    found = share_ok(signs, confidence, gate)
-    words = f"{high:.1%} pass each limit, {found:.1%} of {len(signs.qualities)} answers pass all ({protocol}); "
+    passed = share_ok(signs, confidence, gate)
+    words = f"{high:.1%} pass each limit, {passed:.1%} of {len(signs.qualities)} answers pass all ({protocol}); "
     words += f"those of brightness, colours and distance also on copies restained by {STAIN:g}"
     return gate.model_copy(update={"protocol": words})
 

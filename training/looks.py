@@ -20,13 +20,13 @@ def group_looks(
 ) -> NDArray[np.intp]:
     """A group number for each tile; all of one number in `together` get the group of the first of them."""
     features = StandardScaler().fit_transform(look_features(tiles))
-    found = np.empty(len(tiles), np.intp)
+    groups = np.empty(len(tiles), np.intp)
     for target in np.unique(targets):
         own = np.flatnonzero(targets == target)
         looks = KMeans(min(LOOKS, len(own)), n_init=1, random_state=seed).fit_predict(features[own])
-        found[own] = target * LOOKS + looks
+        groups[own] = target * LOOKS + looks
     _, first, member = np.unique(together, return_index=True, return_inverse=True)
-    return found[first][member]
+    return groups[first][member]
 
 
 def look_features(tiles: NDArray[np.uint8]) -> NDArray[np.float64]:

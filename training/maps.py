@@ -21,6 +21,7 @@ from onnx import numpy_helper
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from scipy.stats import spearmanr
 
 from model.artifact import MAP_METHODS, JudgedMaps, Manifest, MapMethod, MapScore, read_manifest, write_manifest
 from model.occlusion import COARSE_GROUPS, cut_groups, fall_of_logits, mask_groups
@@ -116,7 +117,7 @@ def removal_curves(network: Explainer, tile: Pixels, target: int, order: NDArray
 
 
 def removal_gap(most_first: Floats, least_first: Floats) -> float:
-    """Area between both curves, -1 to 1: 0 on average in random order; the middle first has more, without a network."""
+    """Area between both curves, -1 to 1. Random order has 0 on average; a map of the middle has more, by no skill."""
     return float(np.trapezoid(least_first - most_first, dx=1 / STEPS))
 
 
@@ -154,10 +155,9 @@ class Mosaic:
     tile: Pixels  # (S, S, 3)
     first: int  # the class of two quarters
     second: int  # of the other two
-    of_first: (
-        Bools  # (G, G) patches that lie in its quarters; in a grid of odd side some lie in two, and count for none
-    )
-    of_second: Bools  # (G, G)
+    # (G, G) each: patches that lie in its quarters. In a grid of odd side some lie in two quarters, and count for none.
+    of_first: Bools
+    of_second: Bools
 
 
 def lay_mosaics(trial: Trial, grid: int, most: int, rng: Generator) -> list[Mosaic]:
@@ -206,7 +206,7 @@ def read_outlined(table: Path, mpp: float, manifest: Manifest) -> list[Outlined]
     """`table`: CSV with columns image, mask, patient. Fields whose middle is nearly all gland, or nearly none, tell
     no map from another and are left out.
     """
-    found = []
+    outlines = []
     side = manifest.tile_px * manifest.tile_mpp / mpp
     for row in rows_of(table, ["image", "mask", "patient"]):
         image, mask = Image.open(table.parent / row["image"]), Image.open(table.parent / row["mask"])
@@ -216,8 +216,8 @@ def read_outlined(table: Path, mpp: float, manifest: Manifest) -> list[Outlined]
         share = np.asarray(mask.convert("L").resize((manifest.grid,) * 2, Image.Resampling.BOX, box)) / 255
         outlined = Outlined(tile, share > 0.5, row["patient"])
         if MIXED[0] <= outlined.is_gland.mean() <= MIXED[1]:
-            found.append(outlined)
-    return found
+            outlines.append(outlined)
+    return outlines
 
 
 def overlap(grid: Floats, truth: Bools, rng: Generator) -> float:
@@ -239,7 +239,7 @@ def judge_glands(network: Explainer, fields: Sequence[Outlined], found: Found, r
 
 
 def shuffle_weights(classifier: Classifier, artifact: Path, seed: int = 0) -> Classifier:
-    """Its maps are of the same graph, the values of every weight in random order: nothing learnt is left in them."""
+    """The same graph with the values of every weight in random order: nothing learnt is left in its maps."""
     proto = onnx.load(artifact / classifier.manifest.file("explain", "fp32").path)
     shuffle_learnt(proto.graph, np.random.default_rng(seed))
     return replace(classifier, explain_session=open_session(proto.SerializeToString(), threads=1))
@@ -260,13 +260,7 @@ def correlate_ranks(a: Floats, b: Floats) -> float:
     """Spearman's; a map that is the same everywhere goes with none."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    return float(np.corrcoef(mean_ranks(a), mean_ranks(b))[0, 1])
-
-
-def mean_ranks(values: Floats) -> Floats:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(count) - (count - 1) / 2)[place.ravel()]
-    return ranks
+    return float(spearmanr(a, b, axis=None).statistic)
 
 
 # -- the verdict ---------------------------------------------------------------------------------------------------
@@ -278,7 +272,7 @@ class Judgement:
     curves: dict[str, Floats]  # (2, STEPS + 1) per map: mean probability as patches go, most and least important first
 
 
-def judge(
+def judge_maps(
     network: Explainer,
     shuffled: Explainer,
     trial: Trial,

@@ -47,21 +47,21 @@ class Guesser(nn.Module):
         return guesses
 
     def truth(self, tiles: Tensor) -> Tensor:
-        """(N, P, C) of the tiles as they came: what the encoder saw restained, it learns to see through the stain."""
-        found = describe(tiles, self.grid)
-        standard: Tensor = self.standardise(found.flatten(0, 1))
-        return standard.view_as(found)
+        """(N, P, C) of the tiles as they came: the encoder, which sees them restained, learns to see through it."""
+        descriptors = describe_patches(tiles, self.grid)
+        standard: Tensor = self.standardise(descriptors.flatten(0, 1))
+        return standard.view_as(descriptors)
 
 
 def masked_loss(guesser: Guesser, tokens: Tensor, kept: Tensor, tiles: Tensor) -> Tensor:
-    """Mean squared error on dropped patches: 1 for the edges and 1 for the colours of who knows only their means."""
+    """Mean squared error on dropped patches: for who knows only the means it is 1 for edges and 1 for colours."""
     errors: Tensor = (guesser(tokens, kept).float() - guesser.truth(tiles)).square()
     dropped = torch.ones(errors.shape[:2], dtype=torch.bool, device=errors.device).scatter(1, kept, False)
     of_patches = errors[..., :EDGES].mean(dim=2) + errors[..., EDGES:].mean(dim=2)  # (N, P)
     return of_patches[dropped].mean()
 
 
-def describe(tiles: Tensor, grid: int) -> Tensor:
+def describe_patches(tiles: Tensor, grid: int) -> Tensor:
     """uint8 tiles (N, S, S, 3) -> (N, P, C): edges of the haematoxylin, then density and its spread by colour."""
     density = to_density(to_images(tiles))  # (N, 3, S, S)
     mean = F.adaptive_avg_pool2d(density, grid)

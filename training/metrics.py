@@ -20,6 +20,8 @@ Measure = Callable[[Floats], Floats]  # how often each row counts (R, N) -> a nu
 
 SMALLEST_PROBABILITY = 1e-12  # a softmax in float32 can reach zero, whose logarithm would outweigh all other tiles
 BINS = 5  # of equal mass, for the calibration: a tenth of some hundred tiles says little
+RESAMPLES = 1000  # of a bootstrap
+CHANCE_DRAWS = 200
 WEIGHTS_AT_ONCE = 2**20  # 8 MiB of them
 RARE = 0.025  # what lies beyond either end of a 95 % interval
 
@@ -99,7 +101,7 @@ def score(
     targets: Ints,
     classes: Sequence[str],
     groups: Groups | None = None,
-    resamples: int = 1000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     bins: int = BINS,
 ) -> Scores:
@@ -124,22 +126,24 @@ def score(
     }
     if len(present) > 1:
         measures["macro_auroc"] = macro_auroc(probabilities, targets, present)
-    found = bootstrap(measures, groups, resamples, seed)
+    intervals = bootstrap(measures, groups, resamples, seed)
+    confusion = intervals["confusion"]
 
     return Scores(
         classes=tuple(classes),
         predictions=len(targets),
         n=count_groups(groups),
-        accuracy=found["accuracy"].proportion(),
-        macro_f1=found["macro_f1"].proportion(),
-        macro_auroc=found["macro_auroc"].proportion() if len(present) > 1 else None,
-        nll=found["nll"].estimate(),
-        brier=found["brier"].estimate(),
-        ece=found["ece"].estimate(),
+        accuracy=intervals["accuracy"].proportion(),
+        macro_f1=intervals["macro_f1"].proportion(),
+        macro_auroc=intervals["macro_auroc"].proportion() if len(present) > 1 else None,
+        nll=intervals["nll"].estimate(),
+        brier=intervals["brier"].estimate(),
+        ece=intervals["ece"].estimate(),
         recall={
-            classes[c]: found["recall"].at(place, groups[targets == c]).proportion() for place, c in enumerate(present)
+            classes[c]: intervals["recall"].at(place, groups[targets == c]).proportion()
+            for place, c in enumerate(present)
         },
-        confusion=Confusion(found["confusion"].value.astype(np.intp), found["confusion"].low, found["confusion"].high),
+        confusion=Confusion(confusion.value.astype(np.intp), confusion.low, confusion.high),
     )
 
 
@@ -159,32 +163,27 @@ def paired_difference(
     correct_a: NDArray[np.bool_],
     correct_b: NDArray[np.bool_],
     groups: Groups | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> Estimate:
     """By how much a is more often right than b, on the same tiles: both are drawn again together."""
-    return mean_of(correct_a.astype(np.float64) - correct_b, groups, resamples, seed).within(-1, 1)
+    return mean_of(correct_a.astype(np.float64) - correct_b, groups).within(-1, 1)
 
 
 def reliability(
     probabilities: Floats,
     targets: Ints,
-    bins: int = BINS,
     groups: Groups | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> Reliability:
     groups = np.arange(len(targets)) if groups is None else groups
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = (probabilities.argmax(axis=1) == targets).astype(np.float64)
-    member = split_by_mass(confidence, bins)  # (N, B)
+    member = split_by_mass(confidence, BINS)  # (N, B)
     count = member.sum(axis=0)
 
     def accuracy(weights: Floats) -> Floats:
         return divide(weights @ (member * correct[:, None]), weights @ member)
 
-    found = bootstrap({"accuracy": accuracy}, groups, resamples, seed)["accuracy"]
-    bars = [found.at(b, groups[inside > 0]).proportion() for b, inside in enumerate(member.T)]
+    interval = bootstrap({"accuracy": accuracy}, groups, RESAMPLES, seed=0)["accuracy"]
+    bars = [interval.at(b, groups[inside > 0]).proportion() for b, inside in enumerate(member.T)]
     return Reliability(
         confidence=confidence @ member / count,
         accuracy=np.array([bar.value for bar in bars]),
@@ -278,7 +277,7 @@ def calibration_error(probabilities: Floats, targets: Ints, bins: int) -> Measur
     return lambda weights: np.abs(weights @ gap_by_bin).sum(axis=1) / weights.sum(axis=1)
 
 
-def chance_error(probabilities: Floats, tiles: Groups, bins: int = BINS, draws: int = 200, seed: int = 0) -> Estimate:
+def chance_error(probabilities: Floats, tiles: Groups) -> Estimate:
     """The calibration error that is left where every probability is true: labels are drawn from these.
 
     Noise counts as error, so it is above 0. The interval holds 95 % of the draws. All answers to one tile get their
@@ -286,12 +285,12 @@ def chance_error(probabilities: Floats, tiles: Groups, bins: int = BINS, draws: 
     """
     names, tile_of_row = np.unique(tiles, return_inverse=True)
     up_to = probabilities.astype(np.float64).cumsum(axis=1)[:, :-1]  # (M, K - 1)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     whole = np.ones((1, len(probabilities)))
     errors = []
-    for _ in range(draws):
+    for _ in range(CHANCE_DRAWS):
         labels = (rng.random(len(names))[tile_of_row, None] > up_to).sum(axis=1)
-        errors.append(calibration_error(probabilities, labels, bins)(whole)[0])
+        errors.append(calibration_error(probabilities, labels, BINS)(whole)[0])
     low, high = np.quantile(errors, [RARE, 1 - RARE])
     return Estimate(float(np.mean(errors)), float(low), float(high), len(names))
 
@@ -321,7 +320,7 @@ def mean_of_defined(values: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Interval:
-    """What a measure gives on the whole sample, and between what its draws lie but for the rarest at either end."""
+    """What a measure gives on the whole sample, and the limits beyond which only the rarest of its draws lie."""
 
     value: Floats
     low: Floats
@@ -339,19 +338,19 @@ class Interval:
         return self.within(0, 1)
 
     def within(self, least: float, most: float) -> Estimate:
-        """Of what lies between these. Where every draw is the same, none of n was unlike the others; but as large a
-        share as the exact binomial limit may be, and as unlike as can be.
+        """Of what lies between these. Where every draw is the same, none of n was unlike the others. Of those not seen
+        a share may still be, up to the exact binomial limit, and it may be as unlike as these bounds allow.
         """
-        found = self.estimate()
-        if found.low < found.high:
-            return found
+        estimate = self.estimate()
+        if estimate.low < estimate.high:
+            return estimate
         unseen = 1 - RARE ** (1 / self.n)
-        low, high = found.value - unseen * (found.value - least), found.value + unseen * (most - found.value)
-        return Estimate(found.value, low, high, self.n)
+        value = estimate.value
+        return Estimate(value, value - unseen * (value - least), value + unseen * (most - value), self.n)
 
 
-def mean_of(values: NDArray[Any], groups: Groups | None = None, resamples: int = 1000, seed: int = 0) -> Interval:
-    """`.proportion()` of what is true or false, `.within()` of other limits, `.estimate()` of any other number."""
+def mean_of(values: NDArray[Any], groups: Groups | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Ends in `.proportion()` for what is true or false, `.within()` for other limits, else in `.estimate()`."""
     groups = np.arange(len(values)) if groups is None else groups
     return bootstrap({"mean": weighted_mean(values)}, groups, resamples, seed)["mean"]
 
@@ -360,13 +359,13 @@ def bootstrap(measures: Mapping[str, Measure], groups: Groups, resamples: int, s
     draws = resample(measures, groups, resamples, seed)
     n = count_groups(groups)
     beyond = share_beyond(n)
-    found = {}
+    intervals = {}
     for name, measure in measures.items():
         value = measure(np.ones((1, len(groups))))[0]
         low, high = np.nanquantile(draws[name], [beyond, 1 - beyond], axis=0)
         # A biased measure, as the calibration error, may lie beyond its percentiles: they are stretched to hold it.
-        found[name] = Interval(value, np.fmin(low, value), np.fmax(high, value), n)
-    return found
+        intervals[name] = Interval(value, np.fmin(low, value), np.fmax(high, value), n)
+    return intervals
 
 
 def share_beyond(groups: int) -> float:

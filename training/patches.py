@@ -7,9 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from model.graph import to_images
-from training.pretrain import Cutter, Pretrained, gather
+from training.cuts import Cutter
+from training.pretrain import Pretrained, gather
 
 DENSE = ("points", "masks")  # the kinds of sources with something in each patch
+MOST_FIELDS = 60  # of a source
 
 
 class PatchMaps(NamedTuple):
@@ -20,7 +22,7 @@ class PatchMaps(NamedTuple):
     seen: NDArray[np.float32]  # (n, G, G, C)
 
     def correlation(self, channel: int) -> float:
-        """Over all patches of all tiles; no number where nothing is there to be seen."""
+        """Over all patches of all tiles; NaN where all are the same, as they are or as they are seen."""
         truth, seen = self.truth[..., channel].ravel(), self.seen[..., channel].ravel()
         if not truth.std() or not seen.std():
             return float("nan")
@@ -28,10 +30,10 @@ class PatchMaps(NamedTuple):
 
 
 @torch.no_grad()
-def look_at_held_out(model: Pretrained, cutter: Cutter, most: int = 60) -> PatchMaps | None:
+def look_at_held_out(model: Pretrained, cutter: Cutter) -> PatchMaps | None:
     """The middle of each held-out field; None where a source has none, or nothing in its patches."""
     collection = cutter.collection
-    fields = collection.held_out[:most]
+    fields = collection.held_out[:MOST_FIELDS]
     if collection.source.kind not in DENSE or not fields:
         return None
     cuts = []

@@ -8,232 +8,26 @@ leave. The dense labels (what lies in each patch) fit the patch tokens of a Visi
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.random import Generator
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from model.graph import to_images
 from model.network import TokenConfig, build_tokens
-from model.pixels import decode
 from training import checkpoint
-from training.augment import keep_some_patches, mean_density, recolour
-from training.config import BadConfig, Masked, Pretrain, Rule, Source
-from training.data import class_folders, group_pairs, images_below, naming, number_pairs, rows_of
+from training.augment import keep_some_patches, recolour
+from training.config import BadConfig, Masked, Pretrain, Source
+from training.cuts import Cut, Cutter, mean_look
+from training.fields import NO_LABEL, Collection, read_source
 from training.masking import Guesser, masked_loss
 from training.train import best_device, optimise, refuse_unfilled
 
-Pixels = NDArray[np.uint8]
-NO_LABEL = -1  # what torch's cross-entropy is told to ignore
 DROPPED = "dropped patches"  # the task of `[masked]`
-MOST_GRADES = 2  # the one logit of a grade tells two apart
-
-
-@dataclass(frozen=True)
-class Field:
-    """One image with all that is marked on it."""
-
-    pixels: Pixels  # (height, width, 3)
-    label: int = NO_LABEL  # of the whole image
-    points: NDArray[np.float32] | None = None  # (n, 3): x, y, kind
-    mask: Image.Image | None = None  # L, 255 inside glands
-    grade: int = NO_LABEL  # of all its glands
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A source, read: its fields and the names of what is marked."""
-
-    source: Source
-    names: list[str]  # classes, kinds of nuclei, or grades; none of images alone
-    fields: list[Field]
-    held_out: list[Field]
-
-    @property
-    def task(self) -> str:
-        return self.source.folder.name
-
-
-class Cut(NamedTuple):
-    tile: Pixels  # (S, S, 3)
-    label: int
-    patches: NDArray[np.float32]  # (G, G, C): nuclei by kind; or gland share and grade
-    weak_label: int
-
-
-# -- reading -------------------------------------------------------------------------------------------------------
-
-
-def read_source(source: Source) -> Collection:
-    readers = {"classes": read_classes, "points": read_points, "masks": read_masks, "images": read_images}
-    read = readers[source.kind]
-    names, named = read(source)
-    if not named:
-        raise BadConfig(f"source '{source.folder}' holds no images of kind '{source.kind}'")
-    groups = sorted({group for group, _ in named})
-    order = np.random.default_rng(0).permutation(len(groups))
-    away = {groups[i] for i in order[: round(source.held_out * len(groups))]}
-    fields = [field for group, field in named if group not in away]
-    if not fields:
-        raise BadConfig(
-            f"source '{source.folder}' has {len(groups)} groups of images, and held_out = {source.held_out:g} leaves "
-            "none of them to learn from: set it lower"
-        )
-    return Collection(source, names, fields, [field for group, field in named if group in away])
-
-
-def read_classes(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
-    """Near duplicates, as a table lists them, get the name of one, so that none is learnt and held out at once."""
-    folders = class_folders(source.folder)
-    labels = {path: label for label, folder in enumerate(folders) for path in images_below(folder)}
-    paths = list(labels)
-    numbers = {path.resolve(): number for number, path in enumerate(paths)}
-    pairs = number_pairs(source.folder / source.table, numbers) if source.table else []
-    names = [paths[group].as_posix() for group in group_pairs(len(paths), pairs)]
-    fields = [Field(read_pixels(path), label=label) for path, label in labels.items()]
-    return [folder.name for folder in folders], list(zip(names, fields, strict=True))
-
-
-def read_points(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
-    rows = read_marks(source, ["image", "x", "y", "kind"])
-    names = sorted({row["kind"] for row in rows})
-    points: dict[str, list[tuple[float, float, int]]] = {}
-    for row in rows:
-        points.setdefault(row["image"], []).append((float(row["x"]), float(row["y"]), names.index(row["kind"])))
-    patients = {row["image"]: row.get("patient") or row["image"] for row in rows}
-    fields = []
-    for image in sorted(points):
-        path = source.folder / "images" / image
-        fields.append((patients[image], Field(read_pixels(path), points=np.array(points[image], np.float32))))
-    return names, fields
-
-
-def read_masks(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
-    rows = read_marks(source, ["image", "mask", "grade"])
-    names = sorted({row["grade"] for row in rows})
-    if len(names) > MOST_GRADES:
-        raise BadConfig(
-            f"source '{source.folder}' has glands of {len(names)} grades ({', '.join(names)}), expected {MOST_GRADES} "
-            f"at most: merge some in column grade of {source.table}"
-        )
-    fields = []
-    for row in rows:
-        mask = Image.open(source.folder / row["mask"]).convert("L")
-        field = Field(read_pixels(source.folder / row["image"]), mask=mask, grade=names.index(row["grade"]))
-        fields.append((row.get("patient") or row["image"], field))
-    return names, fields
-
-
-def read_images(source: Source) -> tuple[list[str], list[tuple[str, Field]]]:
-    return [], [(path.as_posix(), Field(read_pixels(path))) for path in images_below(source.folder)]
-
-
-def read_marks(source: Source, columns: list[str]) -> list[dict[str, str]]:
-    if source.table is None:
-        raise BadConfig(f"source '{source.folder}' of kind '{source.kind}' needs a table")
-    return rows_of(source.folder / source.table, columns)
-
-
-def read_pixels(path: Path) -> Pixels:
-    with naming(path):
-        return decode(path.read_bytes()).rgb
-
-
-# -- cutting -------------------------------------------------------------------------------------------------------
-
-
-class Cutter:
-    """Cuts tiles with their labels out of one collection."""
-
-    def __init__(self, collection: Collection, config: Pretrain) -> None:
-        self.collection = collection
-        self.tile_px = config.model.tile_px
-        self.tile_mpp = config.tile_mpp
-        self.grid = config.model.grid
-        self.classes = config.classes
-        self.rules = [rule for rule in config.rules if rule.kind == collection.source.kind]
-        for rule in self.rules:
-            refuse_unknown_names(rule, collection, config.classes)
-
-    def side_px(self, field: Field) -> float:
-        source = self.collection.source
-        if source.mpp is None:
-            return float(min(field.pixels.shape[:2]))
-        return self.tile_px * self.tile_mpp / source.mpp
-
-    def cut(self, field: Field, rng: Generator) -> Cut:
-        """A square at a random place, a little nearer or farther, flipped and turned."""
-        height, width = field.pixels.shape[:2]
-        side = min(self.side_px(field) * rng.uniform(*self.collection.source.zoom), height, width)
-        left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
-        return self.cut_at(field, left, top, side, turn=int(rng.integers(8)))
-
-    def cut_at(self, field: Field, left: float, top: float, side: float, turn: int = 0) -> Cut:
-        box = (left, top, left + side, top + side)
-        tile = np.asarray(Image.fromarray(field.pixels).resize((self.tile_px,) * 2, Image.Resampling.BICUBIC, box))
-        patches = self.label_patches(field, left, top, side)
-        return Cut(symmetry(tile, turn), field.label, symmetry(patches, turn), self.label_by_rule(field, patches))
-
-    def label_patches(self, field: Field, left: float, top: float, side: float) -> NDArray[np.float32]:
-        if field.points is not None:
-            patches = np.zeros((self.grid, self.grid, len(self.collection.names)), np.float32)
-            column, row = np.floor((field.points[:, :2] - (left, top)) / side * self.grid).astype(int).T
-            inside = (column >= 0) & (row >= 0) & (column < self.grid) & (row < self.grid)
-            np.add.at(patches, (row[inside], column[inside], field.points[inside, 2].astype(int)), 1)
-            return patches
-        if field.mask is not None:
-            box = (left, top, left + side, top + side)
-            share = np.asarray(field.mask.resize((self.grid,) * 2, Image.Resampling.BOX, box), np.float32) / 255
-            return np.stack([share, np.full_like(share, field.grade)], axis=2)
-        return np.zeros((self.grid, self.grid, 0), np.float32)
-
-    def label_by_rule(self, field: Field, patches: NDArray[np.float32]) -> int:
-        if not self.rules:
-            return NO_LABEL
-        if field.mask is not None:
-            amounts = dict.fromkeys(self.collection.names, 0.0)
-            amounts[self.collection.names[field.grade]] = float(patches[..., 0].mean())
-        else:
-            amounts = dict(zip(self.collection.names, patches.sum(axis=(0, 1)).tolist(), strict=True))
-        return next((self.classes.index(rule.label) for rule in self.rules if obeys(amounts, rule)), NO_LABEL)
-
-
-def refuse_unknown_names(rule: Rule, collection: Collection, classes: list[str]) -> None:
-    """They would end the training when the first cut asks for them."""
-    if rule.label not in classes:
-        raise BadConfig(
-            f"a rule gives the label '{rule.label}', which is none of the classes {classes}: add it, or mend it"
-        )
-    if unknown := sorted({*rule.at_least, *rule.share, *rule.absent} - set(collection.names)):
-        raise BadConfig(
-            f"the rule for '{rule.label}' asks for {', '.join(map(repr, unknown))}, but what is marked in "
-            f"'{collection.source.folder}' is {', '.join(map(repr, collection.names))}: mend the rule or the table"
-        )
-
-
-def obeys(amounts: dict[str, float], rule: Rule) -> bool:
-    total = sum(amounts.values())
-    return (
-        all(amounts[name] >= least for name, least in rule.at_least.items())
-        and all(amounts[name] > least * total for name, least in rule.share.items())
-        and not any(amounts[name] for name in rule.absent)
-    )
-
-
-def symmetry(array: NDArray[Any], turn: int) -> NDArray[Any]:
-    """One of the eight flips and rotations of the first two axes."""
-    array = np.rot90(array, turn % 4)
-    return np.ascontiguousarray(array[::-1] if turn >= 4 else array)
-
-
-# -- learning ------------------------------------------------------------------------------------------------------
+MOST_ASKED_OF = 500  # held-out fields of a source: more would make a validation longer, not sharper
 
 
 class CutBatch(NamedTuple):
@@ -344,16 +138,15 @@ def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretraine
     torch.manual_seed(config.optimisation.seed)
     model = Pretrained(config.model, len(config.classes), collections, config.masked).to(device)
     if config.init:
-        missing, _ = checkpoint.initialise(model.vit, config.init)
+        missing, _ = checkpoint.start_from(model.vit, config.init)
         refuse_unfilled(config.optimisation.frozen, missing)
     how = config.optimisation
     total = sum(source.share for source in config.sources)
     sizes = [max(1, round(how.batch * source.share / total)) for source in config.sources]
-    looks = torch.stack([look_of(cutter) for cutter in cutters])  # (sources, 3)
+    looks = torch.stack([mean_look(cutter) for cutter in cutters])  # (sources, 3)
     own_look = looks.repeat_interleave(torch.tensor(sizes), dim=0).to(device)  # (N, 3)
 
-    def loss_of(net: nn.Module, step: int) -> Tensor:
-        assert isinstance(net, Pretrained)
+    def loss_of(net: Pretrained, step: int) -> Tensor:
         rng = np.random.default_rng((how.seed, step))
         batches = []
         for cutter, size in zip(cutters, sizes, strict=True):
@@ -367,31 +160,21 @@ def pretrain(config: Pretrain, cutters: list[Cutter], folder: Path) -> Pretraine
             losses[DROPPED] = config.masked.weight * losses[DROPPED]
         return torch.stack(list(losses.values())).sum()
 
-    def validate(net: nn.Module) -> float:
-        assert isinstance(net, Pretrained)
+    def validate(net: Pretrained) -> float:
         scores = [held_out_accuracy(net, cutter, device) for cutter in cutters if cutter.collection.held_out]
         known = [score for score in scores if score is not None]
         return sum(known) / len(known) if known else math.nan
 
-    average = optimise(model, loss_of, how, folder, validate, title=config.name)
-    assert isinstance(average, Pretrained)
-    return average
-
-
-def look_of(cutter: Cutter, most: int = 200) -> Tensor:
-    """The mean optical density of a source's tissue (3,), from a part of its fields."""
-    fields = cutter.collection.fields
-    fields = fields[:: -(-len(fields) // most)]
-    return mean_density(gather([cutter.cut(field, np.random.default_rng(0)) for field in fields]).tiles)
+    return optimise(model, loss_of, how, folder, validate, title=config.name)
 
 
 @torch.no_grad()
-def held_out_accuracy(model: Pretrained, cutter: Cutter, device: torch.device, most: int = 500) -> float | None:
-    """Of whole-image classes, on held-out images looked at whole; the dense heads are judged by `figures`."""
+def held_out_accuracy(model: Pretrained, cutter: Cutter, device: torch.device) -> float | None:
+    """Of whole-image classes, on held-out images looked at whole; what the dense heads see, `patches` shows."""
     if cutter.collection.source.kind != "classes":
         return None
     fields = cutter.collection.held_out
-    fields = fields[:: -(-len(fields) // most)]
+    fields = fields[:: math.ceil(len(fields) / MOST_ASKED_OF)]
     right = 0.0
     for start in range(0, len(fields), 100):
         part = fields[start : start + 100]

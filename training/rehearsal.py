@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from training.config import BadConfig, Pretrain, Rehearse, read_config
-from training.pretrain import NO_LABEL, Cutter, Field, look_of, read_source
+from training.cuts import Cutter, mean_look
+from training.fields import NO_LABEL, Field, read_source
 
 TRIES_PER_CUT = 20  # a rule that almost nothing obeys ends with fewer cuts
 
@@ -45,11 +46,15 @@ def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int) -> Reh
     for source in sources:
         collection = read_source(source)
         cutter = Cutter(collection, config)
-        look = look_of(cutter)
+        look = mean_look(cutter)
         # Of this source: a class that rules find in two sources gets up to twice as many.
         room = {classes.index(rule.label): how.per_class for rule in cutter.rules}
-        for field in choose(collection.fields, how.per_class * len(room), rng):
-            cut = cutter.cut(field, rng)
+        for field in draw_fields(collection.fields, how.per_class * len(room), rng):
+            # Drawn even where nothing more is cut, so that the next source's draws stay the same.
+            place = cutter.choose_place(field, rng)
+            if not any(room.values()):
+                continue
+            cut = cutter.cut_at(field, *place)
             target = NO_LABEL if cut.weak_label == NO_LABEL else classes.index(config.classes[cut.weak_label])
             if room.get(target, 0):
                 room[target] -= 1
@@ -61,5 +66,5 @@ def read_rehearsal(how: Rehearse, classes: tuple[str, ...], tile_px: int) -> Reh
     return Rehearsal(torch.from_numpy(np.stack(tiles)), torch.tensor(targets), torch.stack(looks))
 
 
-def choose(fields: list[Field], n: int, rng: np.random.Generator) -> list[Field]:
+def draw_fields(fields: list[Field], n: int, rng: np.random.Generator) -> list[Field]:
     return [fields[i] for i in rng.integers(len(fields), size=n * TRIES_PER_CUT)] if fields else []

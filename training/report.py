@@ -139,8 +139,8 @@ def render_judged(judged: JudgedMaps) -> str:
     }
     metrics = {metric: words for metric, words in metrics.items() if metric in {s.metric for s in judged.scores}}
     maps = list(dict.fromkeys(score.map for score in judged.scores))
-    found = {(score.map, str(score.metric)): score for score in judged.scores}
-    rows = [[name, *(render_score(found.get((name, metric))) for metric in metrics)] for name in maps]
+    score_of = {(score.map, str(score.metric)): score for score in judged.scores}
+    rows = [[name, *(render_score(score_of.get((name, metric))) for metric in metrics)] for name in maps]
     return "\n\n".join([conclude(judged), table(["map", *metrics.values()], rows), f"Protocol: {judged.protocol}."])
 
 

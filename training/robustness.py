@@ -87,21 +87,21 @@ def measure(
         graph = path / classifier.manifest.file("predict", "fp32").path
         for damage, tried, answers in answer_all(classifier, graph, tiles, targets, seed):
             groups = trial.drawn_together(chosen[tried])
-            found = mean_of(answers == targets[tried], groups, seed=seed).proportion()
-            rows.append(Row(name, *vars(damage).values(), **vars(found)))
+            estimate = mean_of(answers == targets[tried], groups, seed=seed).proportion()
+            rows.append(Row(name, *vars(damage).values(), **vars(estimate)))
         protocols[name] = f"{len(tiles)} of {trial.protocol}"
     return rows, join_protocols(protocols)
 
 
 def join_protocols(protocols: dict[str, str]) -> str:
-    """One for all artefacts where they were tried on as many tiles; without classes each one's answers choose them."""
+    """One for all artefacts where it is the same; without classes each one's answers choose its tiles."""
     if len(set(protocols.values())) == 1:
         return next(iter(protocols.values()))
     return "\n".join(f"{name}: {protocol}" for name, protocol in protocols.items())
 
 
 def name_apart(artifacts: list[Path]) -> list[str]:
-    """The folder's name, or with the one above it, as in runs/x/artifact, where two would be called the same."""
+    """Each folder's name; with the one above it, as in x/artifact, where two would be called the same."""
     short = [path.resolve().name for path in artifacts]
     alone = len(set(short)) == len(short) and "artifact" not in short
     return short if alone else ["/".join(path.resolve().parts[-2:]) for path in artifacts]

@@ -5,10 +5,8 @@ with its own stain, focus and noise. Only uniform random numbers and float64 ari
 tile on every machine.
 """
 
-import zipfile
 from collections.abc import Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,18 +74,6 @@ def write_tree(folder: Path, per_class: int, seed: int = 0, kinds: Sequence[str]
             path = folder / kather_name(kind, i, "png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw_tile(kind, seed * 1_000_000 + i)).save(path)
-
-
-def write_kather_stand_in_archive(path: Path, per_class: int) -> None:
-    """Layout, names, kind of file and even the meaningless 72 dpi of the published archive, with drawn tiles."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.mkdir(KATHER_FOLDER)
-        for kind in KINDS:
-            archive.mkdir(f"{KATHER_FOLDER}/{kather_folder(kind)}")
-            for i in range(per_class):
-                file = BytesIO()
-                Image.fromarray(draw_tile(kind, i)).save(file, "TIFF", dpi=(72, 72))
-                archive.writestr(f"{KATHER_FOLDER}/{kather_name(kind, i, 'tif')}", file.getvalue())
 
 
 def kather_folder(kind: str) -> str:

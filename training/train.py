@@ -12,8 +12,8 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -24,8 +24,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from training import checkpoint
 from training.config import Optimisation
 
-LossOf = Callable[[nn.Module, int], Tensor]  # the model and a step -> its loss, on a batch of its own choice
-Validate = Callable[[nn.Module], float]
+Net = TypeVar("Net", bound=nn.Module)
+LossOf = Callable[[Net, int], Tensor]  # the model and a step -> its loss, on a batch of its own choice
+Validate = Callable[[Net], float]
+
+CURVE = ("step", "loss", "learning_rate", "images_per_s", "accuracy")  # its columns, a row per validation
 
 
 class Diverged(RuntimeError):
@@ -40,37 +43,24 @@ class FrozenAtRandom(ValueError):
     pass
 
 
-@dataclass
-class Curve:
-    """What is known of a run so far, a row per validation; `curve.csv` is its copy for people."""
-
-    rows: list[dict[str, float]]
-
-    def write(self, path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "loss", "learning_rate", "images_per_s", "accuracy"])
-            writer.writeheader()
-            writer.writerows(self.rows)
-
-
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def optimise(
-    model: nn.Module,
-    loss_of: LossOf,
+    model: Net,
+    loss_of: LossOf[Net],
     how: Optimisation,
     folder: Path,
-    validate: Validate | None = None,
+    validate: Validate[Net] | None = None,
     title: str = "training",
-) -> nn.Module:
+) -> Net:
     """Trains `model` in place, from where `folder` says it stopped; returns the average of its weights."""
     # 1. everything that changes during the run
     device = next(model.parameters()).device
     optimiser = build_optimiser(model, how)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    curve = Curve([])
+    curve: list[dict[str, float]] = []
     start = 0
 
     # 2. where a run before this one stopped
@@ -80,7 +70,7 @@ def optimise(
         model.load_state_dict(state["model"])
         average.load_state_dict(state["weights"])
         optimiser.load_state_dict(state["optimiser"])
-        curve.rows = state["curve"]
+        curve = state["curve"]
         start = state["step"]
 
     # 3. the loop
@@ -102,7 +92,7 @@ def optimise(
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             norm = nn.utils.clip_grad_norm_(model.parameters(), how.clip)
-            # Asked of both at once, as a GPU is waited for, and before the step, so that no checkpoint is spoilt.
+            # Both at once, since this waits for the GPU, and before the step, so that no checkpoint is spoilt.
             if not torch.isfinite(loss + norm):
                 raise Diverged(
                     f"the loss became {loss.item()} and its gradient's norm {norm.item()} at step {step} with learning "
@@ -114,21 +104,13 @@ def optimise(
 
             done = step + 1
             speed = how.batch * (done - since_step) / (time.perf_counter() - since)
-            note = f"{speed:.0f} images/s, loss {loss_sum / (done - since_step):.3f}" + accuracy_note(curve)
+            mean_loss = loss_sum / (done - since_step)
+            note = f"{speed:.0f} images/s, loss {mean_loss:.3f}" + accuracy_note(curve)
             progress.update(bar, completed=done, note=note)
 
             if done % how.validate_every == 0 or done == how.steps:
                 accuracy = math.nan if validate is None else validate(average)
-                mean_loss = loss_sum / (done - since_step)
-                curve.rows.append(
-                    {
-                        "step": done,
-                        "loss": mean_loss,
-                        "learning_rate": rate,
-                        "images_per_s": speed,
-                        "accuracy": accuracy,
-                    }
-                )
+                curve.append(dict(zip(CURVE, (done, mean_loss, rate, speed, accuracy), strict=True)))
                 loss_sum, since, since_step = 0.0, time.perf_counter(), done
             if done % how.checkpoint_every == 0 or done == how.steps:
                 state = {
@@ -136,10 +118,10 @@ def optimise(
                     "model": model.state_dict(),
                     "weights": average.state_dict(),
                     "optimiser": optimiser.state_dict(),
-                    "curve": curve.rows,
+                    "curve": curve,
                 }
                 checkpoint.save(state, latest)
-                curve.write(folder / "curve.csv")
+                write_curve(curve, folder / "curve.csv")
     return average
 
 
@@ -188,11 +170,19 @@ def learning_rate(step: int, how: Optimisation) -> float:
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     decay = min(decay, (1 + step) / (10 + step))  # the first steps count little
     average_into = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
-    kept, newest = zip(
-        *[pair for pair in pairs if pair[0].is_floating_point()], strict=True
-    )  # norms also count batches
-    average_into(list(kept), list(newest), step)
+    # Norms also count batches, which have no average.
+    kept, newest = (
+        [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()] for net in (average, model)
+    )
+    average_into(kept, newest, step)
+
+
+def write_curve(rows: list[dict[str, float]], path: Path) -> None:
+    """A copy of the checkpoint's curve, for people."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, CURVE)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -200,10 +190,10 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
 
 
-def accuracy_note(curve: Curve) -> str:
-    if not curve.rows or math.isnan(curve.rows[-1]["accuracy"]):
+def accuracy_note(curve: list[dict[str, float]]) -> str:
+    if not curve or math.isnan(curve[-1]["accuracy"]):
         return ""
-    return f", validation accuracy {curve.rows[-1]['accuracy']:.3f}"
+    return f", validation accuracy {curve[-1]['accuracy']:.3f}"
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:

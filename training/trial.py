@@ -13,6 +13,7 @@ from training.data import (
     group_by_slide,
     load_images,
     load_tiles,
+    name_slides,
     number_labels,
     scan,
     tell_skipped,
@@ -56,11 +57,11 @@ def read_trial(
     slides = None
     labelled = table is not None or bool(class_folders(folder))
     if labelled:
-        found = scan(folder, table, m.class_names, needs_all=False)
-        tell_skipped(found)
-        records = found.records
+        scanned = scan(folder, table, m.class_names, needs_all=False)
+        tell_skipped(scanned)
+        records = scanned.records
         tiles = load_tiles(records, m.tile_px, m.tile_mpp, image_mpp)
-        if len({record.slide for record in records if record.slide}) > 1:
+        if len(name_slides(records)) > 1:
             slides = group_by_slide(records)
     else:
         most = CANDIDATES_PER_TILE * per_class * len(m.classes)

@@ -10,10 +10,10 @@ from training.checkpoint import (
     UnreadableCheckpoint,
     fit_kernels,
     fit_positions,
-    initialise,
     load,
     name_modules,
     save,
+    start_from,
     write_atomically,
 )
 
@@ -70,7 +70,7 @@ def test_a_head_of_another_size_stays_and_is_listed(tmp_path):
     theirs, ours = make_vit(1, classes=5), make_vit(2, classes=3)
     head = ours.head.weight.clone()
     save({"weights": theirs.state_dict()}, tmp_path / "x.pt")
-    missing, unused = initialise(ours, tmp_path / "x.pt")
+    missing, unused = start_from(ours, tmp_path / "x.pt")
     assert missing == unused == ["head.bias", "head.weight"]
     assert torch.equal(ours.head.weight, head)
     assert torch.equal(ours.blocks[1].mlp.fc1.weight, theirs.blocks[1].mlp.fc1.weight)
@@ -80,7 +80,7 @@ def test_a_timm_named_file_with_another_grid_is_fitted(tmp_path):
     theirs, ours = make_vit(1, tile_px=90), make_vit(2)
     weights = {**theirs.state_dict(), "fc_norm.weight": torch.ones(24)}
     save_file(weights, tmp_path / "timm.safetensors")
-    missing, unused = initialise(ours, tmp_path / "timm.safetensors")
+    missing, unused = start_from(ours, tmp_path / "timm.safetensors")
     assert missing == [] and unused == ["fc_norm.weight"]
     assert torch.equal(ours.pos_embed[:, 0], theirs.pos_embed[:, 0])
     assert ours.pos_embed.shape == (1, 17, 24)
@@ -108,7 +108,7 @@ def test_layer_scales_are_multiplied_into_the_layer_before_them(tmp_path):
     theirs, ours = make_vit(1), make_vit(2)
     gamma = torch.rand(24)
     save_file({**theirs.state_dict(), "blocks.1.ls2.gamma": gamma}, tmp_path / "dino.safetensors")
-    missing, unused = initialise(ours, tmp_path / "dino.safetensors")
+    missing, unused = start_from(ours, tmp_path / "dino.safetensors")
     assert missing == unused == []
     x = torch.rand(2, 24)
     torch.testing.assert_close(ours.blocks[1].mlp(x), gamma * theirs.blocks[1].mlp(x))
@@ -123,7 +123,7 @@ def test_positions_without_a_class_token_start_it_at_zero():
 def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"layer.weight": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UnreadableCheckpoint, match=r"nothing in .* fits this model"):
-        initialise(make_vit(0), tmp_path / "other.safetensors")
+        start_from(make_vit(0), tmp_path / "other.safetensors")
 
 
 def test_a_published_efficientnet_fits_the_stem(tmp_path):
@@ -141,7 +141,7 @@ def test_a_published_efficientnet_fits_the_stem(tmp_path):
     own = ours.state_dict()
     theirs = {name: torch.rand_like(own[f"patch_embed.{mine}"]) for name, mine in names.items()}
     save({**theirs, "_fc.weight": torch.ones(1000, 1280)}, tmp_path / "lite0.pth")
-    missing, unused = initialise(ours, tmp_path / "lite0.pth")
+    missing, unused = start_from(ours, tmp_path / "lite0.pth")
     assert unused == ["_fc.weight"] and "patch_embed.proj.weight" in missing
     own = ours.state_dict()
     assert all(torch.equal(own[f"patch_embed.{mine}"], theirs[name]) for name, mine in names.items())

@@ -5,8 +5,9 @@ import pytest
 
 from training.config import BadConfig, Compare, Fit, read_config
 from training.contest import Ledger, choose_finalists, enter, run_folds
-from training.fit import make_folds, read_tiles
-from training.run import BESIDE_FOLDS, claim
+from training.fit import read_tiles
+from training.folds import make_folds
+from training.run import IGNORED_BY_FOLDS, claim
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_answers_of_a_fold_that_is_drawn_otherwise_now_are_not_taken_for_its_own
     ledger.add(entrants[0], fold, np.zeros((len(fold.fold.held_out), 3), np.float32))
     assert ledger.place(entrants[0], fold) in ledger.answers
     redrawn = fold._replace(fold=fold.fold._replace(held_out=fold.fold.held_out[1:]))
-    assert redrawn.name == fold.name and ledger.place(entrants[0], redrawn) not in ledger.answers
+    assert redrawn.folder == fold.folder and ledger.place(entrants[0], redrawn) not in ledger.answers
 
 
 def test_answers_of_other_networks_or_tiles_are_not_mixed_in(ledger, entrants, tiles, fold, tmp_path):
@@ -104,14 +105,14 @@ def test_answers_stay_when_the_weights_they_began_from_are_gone_and_not_when_the
 
 def test_a_fold_that_was_begun_from_other_weights_is_not_continued(contest_config, entrants, ledger, tmp_path):
     (tmp_path / "later.pt").write_bytes(b"these")
-    claim(entrants[2].folder / "folds", entrants[2].config, ledger.tiles, BESIDE_FOLDS)
+    claim(entrants[2].folder / "folds", entrants[2].config, ledger.tiles, IGNORED_BY_FOLDS)
     (tmp_path / "later.pt").write_bytes(b"those")
     with pytest.raises(BadConfig, match=r"weights changed since .*folds was begun"):
         run_folds(contest_config, entrants[2:], ledger, print)
 
 
 def test_a_fold_of_other_tiles_is_not_continued(contest_config, entrants, ledger, tiles):
-    claim(entrants[0].folder / "folds", entrants[0].config, tiles.subset(np.arange(1, 30)), BESIDE_FOLDS)
+    claim(entrants[0].folder / "folds", entrants[0].config, tiles.subset(np.arange(1, 30)), IGNORED_BY_FOLDS)
     with pytest.raises(BadConfig, match="tiles changed since"):
         run_folds(contest_config, entrants[:1], ledger, print)
 

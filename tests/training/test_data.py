@@ -10,38 +10,20 @@ from training.data import (
     EmptyClass,
     NoClasses,
     Record,
-    TooFewImages,
     UnusableImage,
     class_name,
-    course_split,
-    find_near_duplicates,
-    group_pairs,
     load_tiles,
     number_labels,
-    random_folds,
-    read_pairs,
     scan,
-    slide_folds,
     slide_in,
 )
-from training.synthetic import draw_tile, write_tree
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Four tiles each of Tumor and Stroma, on slides 01 to 04."""
-    write_tree(tmp_path / "tree", 4, kinds=("Tumor", "Stroma"))
-    return tmp_path / "tree"
+from training.synthetic import draw_tile
 
 
 def save(array: np.ndarray, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
     return path
-
-
-def named(n: int, label: str = "Tumor", slides: int = 10) -> list[Record]:
-    return [Record(Path(f"{label}/{i}.png"), label, f"{i % slides + 1:02d}", f"{label}{i}", None) for i in range(n)]
 
 
 # -- scan ----------------------------------------------------------------------------------------------------------
@@ -217,11 +199,6 @@ def test_rows_that_match_no_file_are_told(tree: Path, tmp_path: Path, caplog: py
         scan(tree, table)
 
 
-def test_a_table_of_pairs_may_have_none(tree: Path, tmp_path: Path):
-    (tmp_path / "pairs.csv").write_text("a,b\n")
-    assert read_pairs(tmp_path / "pairs.csv", scan(tree)) == []
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -306,154 +283,5 @@ def test_stdout_stays_data(tree: Path, capsys: pytest.CaptureFixture[str], monke
 
 
 def test_labels_are_numbered_in_the_classes_order():
-    records = named(1, "Stroma") + named(2, "Tumor")
+    records = [Record(Path("x.png"), label, None, "x", None) for label in ("Stroma", "Tumor", "Tumor")]
     assert number_labels(records, ["Tumor", "Stroma"]).tolist() == [1, 0, 0]
-
-
-# -- what must stay together ---------------------------------------------------------------------------------------
-
-
-def test_near_duplicates_are_found_through_all_that_is_done_to_images(tmp_path: Path):
-    kinds = ("Tumor", "Stroma", "Complex", "Lympho", "Debris", "Mucosa", "Adipose", "Empty")
-    tiles = [draw_tile(kind, seed) for kind in kinds for seed in range(5)]
-    n = len(tiles)
-    mirrored = np.rot90(tiles[3])[:, ::-1]
-    stretched = np.clip((tiles[8].astype(float) - 60) * 1.5, 0, 255).astype(np.uint8)
-    enlarged = Image.fromarray(stretched).resize((224, 224), Image.Resampling.BICUBIC)
-    resized = np.asarray(enlarged.resize((150, 150), Image.Resampling.BICUBIC))
-    Image.fromarray(tiles[12]).save(tmp_path / "a.jpg", quality=40)
-    with Image.open(tmp_path / "a.jpg") as image:
-        compressed = np.asarray(image)
-    flat = np.full_like(tiles[0], 200)
-    batch = np.stack([*tiles, mirrored, resized, compressed, flat, flat])
-    assert find_near_duplicates(batch) == [(3, n), (8, n + 1), (12, n + 2)]
-
-
-def test_near_duplicates_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.data.BLOCK", 4)
-    tiles = np.stack([draw_tile("Tumor", seed, 40) for seed in range(9)])
-    tiles[8] = np.rot90(tiles[0])  # a quarter turn, whose inverse is another one
-    tiles[7] = tiles[6]
-    assert find_near_duplicates(tiles) == [(0, 8), (6, 7)]
-
-
-def test_groups_follow_chains():
-    assert group_pairs(6, [(0, 1), (3, 4), (1, 3)]).tolist() == [0, 0, 2, 0, 0, 5]
-
-
-def test_near_duplicates_from_a_table(tree: Path):
-    records = scan(tree).records
-    names = [record.path.relative_to(tree.parent).as_posix() for record in records]
-    assert names[0].startswith("tree/01_TUMOR/")
-    table = tree / "near_duplicates.csv"
-    table.write_text(f"a,b\n{names[1]},{names[0]}\n{names[0]},{names[1]}\n{names[5]},tree/gone.png\n")
-    assert read_pairs(table, scan(tree)) == [(0, 1)]
-
-    inner = [name.removeprefix("tree/") for name in names]
-    table.write_text(f"a,b\n{inner[2]},{inner[4]}\n")
-    assert read_pairs(table, scan(tree)) == [(2, 4)]
-
-
-def test_the_twin_of_a_dropped_duplicate_is_kept_together_with_the_one_kept(tree: Path):
-    copy = tree / "01_TUMOR" / "z.png"
-    copy.write_bytes(min((tree / "01_TUMOR").glob("*.png")).read_bytes())
-    other = scan(tree).records[5].path.relative_to(tree)
-    table = tree / "near_duplicates.csv"
-    table.write_text(f"a,b\n01_TUMOR/z.png,{other.as_posix()}\n")
-    assert read_pairs(table, scan(tree)) == [(0, 5)]
-
-
-def test_a_table_of_other_files_is_refused(tree: Path):
-    table = tree / "near_duplicates.csv"
-    table.write_text("a,b\nelsewhere/1.png,elsewhere/2.png\n")
-    with pytest.raises(BadTable, match=r"names no file that is there; the first is elsewhere/1\.png"):
-        read_pairs(table, scan(tree))
-
-
-# -- splits --------------------------------------------------------------------------------------------------------
-
-
-def test_the_course_split():
-    records = named(700, "Tumor") + named(630, "Stroma")
-    split = course_split(records, seed=3)
-    labels = np.array([record.label for record in records])
-    for part, size in zip(split, (425, 100, 100), strict=True):
-        assert np.unique(labels[part], return_counts=True)[1].tolist() == [size, size]
-    together = np.concatenate(split)
-    assert len(np.unique(together)) == len(together) == 1250
-    assert all(np.array_equal(a, b) for a, b in zip(split, course_split(records, seed=3), strict=True))
-    assert not np.array_equal(split.test, course_split(records, seed=4).test)
-
-
-def test_the_course_split_keeps_groups_in_one_part():
-    records = named(40, "Tumor") + named(40, "Stroma")
-    twins = np.tile(np.arange(20), 4)  # two images of each class in every group
-    split = course_split(records, 3, (20, 10, 10), twins)
-    assert sorted(np.concatenate(split)) == list(range(80))
-    groups = [set(twins[part]) for part in split]
-    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    parted = course_split(records, 3, (20, 10, 10))
-    assert set(twins[parted.train]) & set(twins[parted.test])
-
-
-def test_the_course_split_refuses_small_classes():
-    with pytest.raises(
-        TooFewImages, match=r"425 \+ 100 \+ 100 .* needs 625 images of each class, but Stroma has 12: add images"
-    ):
-        course_split(named(625, "Tumor") + named(12, "Stroma"), seed=0)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_random_folds_are_a_stratified_partition(grouped: bool):
-    labels = np.repeat([0, 1, 2], [50, 25, 10])
-    together = group_pairs(85, [(0, 1), (1, 2), (60, 80)]) if grouped else None
-    folds = random_folds(labels, ["a", "b", "c"], 5, 0, together)
-    assert sorted(np.concatenate([fold.held_out for fold in folds]).tolist()) == list(range(85))
-    for fold in folds:
-        assert not set(fold.train) & set(fold.held_out) and len(fold.train) + len(fold.held_out) == 85
-        counts = np.bincount(labels[fold.held_out])
-        assert np.abs(counts - [10, 5, 2]).max() <= 1
-        if grouped:
-            assert len({0, 1, 2} & set(fold.held_out)) in (0, 3)
-            assert len({60, 80} & set(fold.held_out)) in (0, 2)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_random_folds_follow_the_seed(grouped: bool):
-    labels = np.repeat([0, 1], 20)
-    together = np.arange(40) if grouped else None
-    first = random_folds(labels, ["a", "b"], 4, 0, together)[0].held_out
-    assert np.array_equal(first, random_folds(labels, ["a", "b"], 4, 0, together)[0].held_out)
-    assert not np.array_equal(first, random_folds(labels, ["a", "b"], 4, 1, together)[0].held_out)
-
-
-def test_random_folds_refuse_small_classes():
-    with pytest.raises(
-        TooFewImages, match=r"one of 5 parts, .* needs 5 images of each class .*, but Stroma has 4: add"
-    ):
-        random_folds(np.repeat([0, 1], [9, 4]), ["Tumor", "Stroma"], 5, 0)
-
-
-def test_random_folds_count_images_that_look_alike_once():
-    together = group_pairs(15, [(i, i + 1) for i in range(9, 14)])
-    with pytest.raises(TooFewImages, match=r"\(those that look alike count once\), but Stroma has 1:"):
-        random_folds(np.repeat([0, 1], [9, 6]), ["Tumor", "Stroma"], 5, 0, together)
-
-
-def test_one_slide_is_left_out_at_a_time():
-    records = [*named(6, "Tumor", 3), Record(Path("x.png"), "Tumor", None, "x", None), *named(3, "Stroma", 3)]
-    folds = slide_folds(records)
-    assert [fold.name for fold in folds] == ["slide 01 held out", "slide 02 held out", "slide 03 held out"]
-    for fold in folds:
-        assert len({records[i].slide for i in fold.held_out}) == 1
-        assert not {records[i].slide for i in fold.train} & {records[i].slide for i in fold.held_out}
-        assert 6 not in fold.train and 6 not in fold.held_out  # it may be of the very slide held out
-    assert sorted(np.concatenate([fold.held_out for fold in folds]).tolist()) == [0, 1, 2, 3, 4, 5, 7, 8, 9]
-
-
-def test_too_few_slides_are_refused():
-    nameless = [Record(Path(f"{i}.png"), "Tumor", None, str(i), None) for i in range(5)]
-    with pytest.raises(TooFewImages, match="0 of 5 images name 0 slides; expected at least 2"):
-        slide_folds(nameless)
-    with pytest.raises(TooFewImages, match="5 of 5 images name 1 slides; expected at least 2"):
-        slide_folds(named(5, slides=1))

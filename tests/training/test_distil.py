@@ -6,7 +6,8 @@ from model.convnets import ResNetConfig
 from training import checkpoint
 from training.config import Distil, Fit
 from training.distil import distillation_loss
-from training.fit import cross_validate, fit_tiles, predict, read_tiles, train_teacher
+from training.fit import fit_tiles, predict, read_tiles, train_teacher
+from training.folds import cross_validate
 
 TEACHER = ResNetConfig(widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1))
 SOFT = Distil(teacher=TEACHER, temperature=2.0)

@@ -13,9 +13,9 @@ from model.vit import ViT, ViTConfig
 from training import export as exporting
 from training.config import Card
 from training.export import NotAnArtefact, ParityFailed, check_parity, export, versions, write_graphs
-from training.findings import remember, unmeasured
+from training.findings import add_reference, unmeasured
 from training.fit import predict_with_features, read_tiles
-from training.run import complete
+from training.run import complete_card
 
 SMALL = ViTConfig(width=32, layers=2, heads=2, pool="both", early_share=0.5)
 
@@ -35,7 +35,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def findings(vit, tiles):
-    return remember(unmeasured(tiles), tiles, predict_with_features(vit, tiles.tiles)[1])
+    return add_reference(unmeasured(tiles), tiles, predict_with_features(vit, tiles.tiles)[1])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_nothing_is_written_and_nothing_replaced_when_parity_fails(vit, tiles, f
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "manifest.json").write_text("kept")
     monkeypatch.setattr(exporting, "LOGIT_TOLERANCE", -1.0)
-    card = complete(Card(), tiles.classes)
+    card = complete_card(Card(), tiles.classes)
     with pytest.raises(ParityFailed, match="nothing was written"):
         export(vit, "x", card, findings, 0.495, tiles.tiles, tmp_path / "artifact")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["manifest.json"]
@@ -98,7 +98,7 @@ def test_an_artefact_that_was_there_is_replaced_whole(vit, tiles, findings, tmp_
     (tmp_path / "artifact" / "stale.onnx").write_text("old")
     (tmp_path / "artifact.old").mkdir()  # of an export that was killed
     (tmp_path / "artifact.old" / "stale.onnx").write_text("older")
-    card = complete(Card(int8=False), tiles.classes)
+    card = complete_card(Card(int8=False), tiles.classes)
     manifest = export(vit, "x", card, findings, 0.495, tiles.tiles, tmp_path / "artifact")
     assert not (tmp_path / "artifact" / "stale.onnx").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["artifact", "artifact.old"]
@@ -111,7 +111,7 @@ def test_what_is_no_artefact_is_not_replaced(vit, tiles, findings, tmp_path, nam
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("three years")
     with pytest.raises(NotAnArtefact, match=rf"{name} is there and is no artefact, .* name a new folder"):
-        export(vit, "x", complete(Card(), tiles.classes), findings, 0.495, tiles.tiles, tmp_path / name)
+        export(vit, "x", complete_card(Card(), tiles.classes), findings, 0.495, tiles.tiles, tmp_path / name)
     assert [p.name for p in tmp_path.rglob("*")] == ["thesis", "thesis.txt"]
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.conftest import write_kather_stand_in_archive
 from training import fetch as module
 from training.fetch import BadArchive, DownloadFailed, NoRoom, WrongChecksum, fetch, require_room
-from training.synthetic import KATHER_FOLDER, KINDS, kather_folder, write_kather_stand_in_archive
+from training.synthetic import KATHER_FOLDER, KINDS, kather_folder
 
 NO_WAITS = (0.0, 0.0)  # two more attempts, at once
 

@@ -16,7 +16,6 @@ from training.figures import (
     draw_protocols,
     draw_reliability,
     draw_risk_coverage,
-    draw_sheet,
 )
 from training.metrics import Estimate, reliability, risk_coverage, score
 
@@ -108,7 +107,7 @@ def test_repeated_predictions_are_counted_apart_from_tiles(tmp_path, drawn):
 
 
 def test_reliability_shows_bins_with_their_counts(tmp_path, drawn):
-    found = reliability(PROBABILITIES, TARGETS, 5, TILES)
+    found = reliability(PROBABILITIES, TARGETS, TILES)
     with all_within(drawn):
         ece = score(PROBABILITIES, TARGETS, CLASSES, TILES).ece
         draw_reliability(found, ece, tmp_path / "r.png", PROTOCOL)
@@ -119,23 +118,21 @@ def test_reliability_shows_bins_with_their_counts(tmp_path, drawn):
     assert f"calibration error {ece.value:.3f}" in upper.texts[0].get_text()
 
 
-def test_risk_coverage_tells_curves_apart_by_colour_and_dash(tmp_path, drawn):
+def test_risk_coverage_names_its_area(tmp_path, drawn):
     right = PROBABILITIES.argmax(axis=1) == TARGETS
-    curves = {name: risk_coverage(PROBABILITIES[:, i], right) for i, name in enumerate(CLASSES)}
-    draw_risk_coverage(curves, tmp_path / "r.png", PROTOCOL)
+    curve = risk_coverage(PROBABILITIES.max(axis=1), right)
+    draw_risk_coverage(curve, tmp_path / "r.png", PROTOCOL)
     (axes,) = drawn[0].axes
     assert "60 predictions" in drawn[0].get_suptitle()
-    assert [line.get_label() for line in axes.lines] == [f"{n} (area {c.aurc:.3f})" for n, c in curves.items()]
-    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 3
-    assert len({line.get_linestyle() for line in axes.lines}) == 3
+    assert [line.get_label() for line in axes.lines] == [f"confidence (area {curve.aurc:.3f})"]
 
 
 def test_comparison_shows_every_model_and_its_interval(tmp_path, drawn):
     models = {"plain ViT": Estimate(0.7, 0.6, 0.8, 179), "colour histogram, SVM": Estimate(1.0, 0.97, 1.0, 154)}
     with all_within(drawn):
-        draw_comparison(models, tmp_path / "m.png", PROTOCOL, "macro F1")
+        draw_comparison(models, tmp_path / "m.png", PROTOCOL)
     (axes,) = drawn[0].axes
-    assert drawn[0].get_suptitle() == f"Macro F1, {PROTOCOL}, n = 154 to 179"
+    assert drawn[0].get_suptitle() == f"Accuracy, {PROTOCOL}, n = 154 to 179"
     assert [text.get_text() for text in axes.texts] == ["0.700", "1.000"]
     assert axes.get_yticklabels()[0].get_text() == "plain ViT"
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
@@ -154,22 +151,6 @@ def test_protocols_stand_apart_in_the_row_of_their_model(tmp_path, drawn):
     assert folds[0].get_xdata().tolist() == [0.7, 0.8] and slides[0].get_xdata().tolist() == [0.5]
     assert folds[0].get_ydata()[0] < slides[0].get_ydata()[0] < 0.5 < folds[0].get_ydata()[1]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(rows)
-
-
-def test_a_sheet_holds_every_tile_above_its_caption(tmp_path, drawn):
-    tiles = RNG.integers(0, 256, (8, 20, 20, 3)).astype(np.uint8)
-    draw_sheet(tiles, [f"tile {i}" for i in range(8)], tmp_path / "s.png", "Mistakes")
-    shown = [axes for axes in drawn[0].axes if axes.images]
-    assert drawn[0].get_suptitle() == "Mistakes, n = 8"
-    assert [axes.get_xlabel() for axes in shown] == [f"tile {i}" for i in range(8)]
-    assert (np.asarray(shown[7].images[0].get_array()) == tiles[7]).all()
-    for axes in shown:
-        assert axes.xaxis.label.get_window_extent().y1 < axes.get_window_extent().y0
-
-
-def test_a_sheet_wants_a_caption_for_every_tile(tmp_path):
-    with pytest.raises(ValueError, match="shorter"):
-        draw_sheet(np.zeros((2, 20, 20, 3), dtype=np.uint8), ["one"], tmp_path / "s.png", "Mistakes")
 
 
 def test_pictures_are_png_files_in_folders_made_for_them(tmp_path):

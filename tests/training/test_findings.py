@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 from training.calibrate import softmax
-from training.data import Fold
 from training.findings import (
     CHANCE_ERROR,
     answers_of_folds,
     answers_of_held_out,
-    find,
+    derive_findings,
     fold_floors,
-    judge,
+    judge_answers,
     judge_calibration,
     judge_confidence,
     judge_sets,
     unmeasured,
 )
-from training.fit import OutOfFold, TileSet, answer_fold, read_tiles
+from training.fit import TileSet, read_tiles
+from training.folds import Fold, NumberedFold, OutOfFold, answer_fold
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def far(folds):
 def test_the_temperature_takes_the_overconfidence_out(tiles):
     logits = overconfident_logits(tiles.targets, np.random.default_rng(0))[0]
     answers = answers_of_held_out(tiles, tiles, logits, far(np.zeros(30)), "a protocol")
-    findings = find([answers], tiles.classes)
+    findings = derive_findings([answers], tiles.classes)
     assert findings.calibration.temperature > 2 and findings.calibration.n == 30
     assert findings.calibration.protocol.startswith("a protocol")
     assert 0 < findings.gate.min_confidence < 1 and findings.gate.min_tissue_share > 0.1
@@ -59,10 +59,10 @@ def test_slides_left_out_set_the_temperature_where_there_are_any(tiles):
         *answers_of_folds(OutOfFold("random", tiles, sure, fold_of, far(fold_of)), []),
         *answers_of_folds(OutOfFold("slide", tiles, wrong, of_slide, far(of_slide)), []),
     ]
-    findings = find(parts, tiles.classes)
+    findings = derive_findings(parts, tiles.classes)
     assert findings.calibration.temperature > 2
     assert findings.calibration.n == len(slides) and findings.calibration.protocol.startswith("leave one of")
-    assert find(parts[:1], tiles.classes).calibration.temperature <= 1
+    assert derive_findings(parts[:1], tiles.classes).calibration.temperature <= 1
 
 
 def test_repeated_answers_count_as_one_tile_each(tiles):
@@ -71,7 +71,7 @@ def test_repeated_answers_count_as_one_tile_each(tiles):
     out = OutOfFold("random", tiles, overconfident_logits(tiles.targets, rng, 2), folds, far(folds))
     (answers,) = answers_of_folds(out, [])
     assert answers.logits.shape == (60, 3) and len(np.unique(answers.groups)) == 30
-    accuracy = next(metric for metric in judge(answers, 1.0, tiles.classes) if metric.name == "accuracy")
+    accuracy = next(metric for metric in judge_answers(answers, 1.0, tiles.classes) if metric.name == "accuracy")
     assert accuracy.n == 30 and accuracy.protocol == "2 x 5 random folds, all tiles"
 
 
@@ -144,7 +144,7 @@ def shipped_on(findings):
 
 
 def test_what_is_shipped_is_tried_on_slides_that_no_network_saw(tiles):
-    findings = find([fold_answers(tiles), *slide_answers(tiles)], tiles.classes)
+    findings = derive_findings([fold_answers(tiles), *slide_answers(tiles)], tiles.classes)
     tried, fitted = "leave one of 10 slides out, all tiles of known slide", "3 x 5 random folds, all tiles"
     # Other networks answer there, but the pictures are those that the limits of the gate were fitted on.
     assert shipped_on(findings) == {(tried, "thresholds", fitted)}
@@ -155,7 +155,7 @@ def test_what_is_shipped_is_tried_on_slides_that_no_network_saw(tiles):
 def test_what_is_shipped_is_not_tried_on_what_it_was_fitted_on(tiles):
     records = [replace(r, quality="blurred" if i % 3 else None) for i, r in enumerate(tiles.records)]
     parts = slide_answers(replace(tiles, records=records), ["blurred"])
-    assert len(parts) == 2 and shipped_on(find(parts, tiles.classes)) == set()
+    assert len(parts) == 2 and shipped_on(derive_findings(parts, tiles.classes)) == set()
 
 
 def test_what_is_fitted_on_one_part_is_tried_on_the_other(tiles):
@@ -165,7 +165,7 @@ def test_what_is_fitted_on_one_part_is_tried_on_the_other(tiles):
         for name in ("validation", "test")
     ]
     tried = {("test", kind, "validation") for kind in ("thresholds", "limits")}
-    assert shipped_on(find(parts, tiles.classes)) == tried
+    assert shipped_on(derive_findings(parts, tiles.classes)) == tried
 
 
 # -- nothing that is judged was learnt from -------------------------------------------------------------------------
@@ -209,15 +209,17 @@ def test_distances_of_held_out_tiles_do_not_depend_on_each_other(small_fit, tile
     """Five of six become noise: the sixth lies as far from what the network learnt from as before."""
     noisy = tiles.tiles.copy()
     noisy[FIFTH.held_out[1:]] = np.random.default_rng(0).integers(0, 256, noisy[FIFTH.held_out[1:]].shape)
-    _, first = answer_fold(small_fit, tiles, FIFTH, tmp_path / "first", 0)
-    _, again = answer_fold(small_fit, replace(tiles, tiles=noisy), FIFTH, tmp_path / "again", 0)
+    one = NumberedFold("random-0-0", 0, 0, FIFTH)
+    first = answer_fold(small_fit, tiles, one, tmp_path / "first").distances
+    again = answer_fold(small_fit, replace(tiles, tiles=noisy), one, tmp_path / "again").distances
+    assert first is not None and again is not None
     np.testing.assert_allclose(first[:, 0], again[:, 0], rtol=1e-3)
     assert (again[0, 1:] > 1.5 * first[0, 1:]).all()
 
 
 def test_every_interval_by_slide_rests_on_slides(tiles):
     (answers,) = slide_answers(tiles)
-    metrics = [m for m in judge(answers, 1.0, tiles.classes) if not m.name.startswith("accuracy of bin")]
+    metrics = [m for m in judge_answers(answers, 1.0, tiles.classes) if not m.name.startswith("accuracy of bin")]
     of_part = {m.name: m.n for m in metrics if re.match("error of the surest|accuracy of the answers", m.name)}
     assert max(of_part.values()) <= 10
     of_tiles = {m.name: m.n for m in metrics if m.name == CHANCE_ERROR}

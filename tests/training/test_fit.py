@@ -7,8 +7,7 @@ import torch
 from model.graph import fill_removed
 from model.vit import ViT, ViTConfig
 from training import checkpoint
-from training.data import TooFewImages
-from training.fit import cross_validate, fit_tiles, make_folds, mean_loss, predict, read_tiles, see, split, together
+from training.fit import fit_tiles, mean_loss, predict, read_tiles, see
 from training.train import FrozenAtRandom
 
 HIDDEN = "blocks.0.mlp.fc1.weight"
@@ -43,62 +42,6 @@ def test_tiles_are_drawn_where_the_config_says_so_and_only_once(small_fit, tmp_p
     assert len(read_tiles(config).tiles) == 5
 
 
-def test_a_fifth_is_held_out_of_every_class(small_fit, tiles):
-    train, held_out = split(tiles, small_fit)
-    assert held_out is not None
-    assert np.bincount(train.targets).tolist() == [8, 8, 8] and np.bincount(held_out.targets).tolist() == [2, 2, 2]
-    assert not {r.sha256 for r in train.records} & {r.sha256 for r in held_out.records}
-
-
-def test_everything_is_learnt_from_where_nothing_is_held_out(small_fit, tiles):
-    train, held_out = split(tiles, small_fit.model_copy(update={"split": "all"}))
-    assert len(train.targets) == 30 and held_out is None
-
-
-def test_the_course_split_wants_the_full_set(small_fit, tiles):
-    with pytest.raises(TooFewImages, match=r"425 \+ 100 \+ 100"):
-        split(tiles, small_fit.model_copy(update={"split": "course"}))
-
-
-def test_the_course_split_holds_out_no_twin_of_what_is_learnt(small_fit, tiles):
-    twice = tiles.subset(np.tile(np.arange(30), 2))
-    twice.tiles[30:] = twice.tiles[:30, ::-1]
-    course = small_fit.model_copy(update={"split": "course", "course": (6, 2, 2)})
-    train, held_out = split(twice, course)
-    assert held_out is not None and len(train.targets) and len(held_out.targets)
-    learnt = {tile.tobytes() for tile in (*train.tiles, *train.tiles[:, ::-1])}
-    assert not learnt & {tile.tobytes() for tile in held_out.tiles}
-
-
-def test_a_flipped_copy_stays_in_the_fold_of_its_original(small_fit, tiles):
-    twice = tiles.subset(np.array([*range(30), 0]))
-    twice.tiles[30] = twice.tiles[0][::-1]
-    groups = together(twice)
-    assert groups[30] == groups[0] and len(set(groups)) == 30
-    for _, _, _, fold in make_folds(twice, small_fit, "random", 1):
-        assert (0 in fold.held_out) == (30 in fold.held_out)
-
-
-def test_folds_by_slide_never_split_a_slide(small_fit, tiles):
-    for _, _, _, fold in make_folds(tiles, small_fit, "slide", 1):
-        out = {tiles.records[i].slide for i in fold.held_out}
-        assert len(out) == 1 and not out & {tiles.records[i].slide for i in fold.train}
-
-
-def test_fields_that_two_slides_show_are_told(small_fit, tiles, tmp_path, caplog):
-    slides = {r.slide: i for i, r in enumerate(tiles.records)}
-    first, second = list(slides.values())[:2]
-    of_two = tiles.subset(np.array([i for i, r in enumerate(tiles.records) if r.slide in list(slides)[:2]]))
-    cross_validate(small_fit, of_two, tmp_path / "apart", "slide", print)
-    assert "look alike" not in caplog.text
-    twins = of_two.subset(np.arange(len(of_two.targets)))
-    a, b = (next(i for i, r in enumerate(twins.records) if r.slide == tiles.records[k].slide) for k in (first, second))
-    twins.tiles[b] = twins.tiles[a][::-1]
-    cross_validate(small_fit, twins, tmp_path / "alike", "slide", print)
-    pair = f"{twins.records[min(a, b)].path} and {twins.records[max(a, b)].path}"
-    assert f"look alike on two slides, so that folds by slide flatter: {pair}" in caplog.text
-
-
 def test_frozen_layers_that_the_weights_did_not_fill_are_refused(small_fit, tiles, tmp_path):
     earlier = ViT(small_fit.model, classes=3).state_dict()
     there = {name: tensor for name, tensor in earlier.items() if not name.startswith("blocks.1.")}
@@ -120,16 +63,6 @@ def test_training_starts_from_an_earlier_run_with_another_head(small_fit, tiles,
         vit = fit_tiles(config, tiles, tmp_path / "run", None)
     torch.testing.assert_close(vit.get_parameter(HIDDEN), earlier.get_parameter(HIDDEN))
     assert "new: early_head, head; not used: early_head, head" in caplog.text
-
-
-def test_every_tile_is_answered_out_of_its_fold_and_finished_folds_are_kept(small_fit, tiles, tmp_path):
-    told: list[str] = []
-    first = cross_validate(small_fit, tiles, tmp_path, "random", told.append)
-    assert first.logits.shape == (2, 30, 3) and np.isfinite(first.logits).all()
-    assert len(told) == 10 and told[0].startswith("random-0-0")
-    (tmp_path / "random-1-4" / "logits.npy").unlink()  # as if it had been killed in the last fold
-    again = cross_validate(small_fit, tiles, tmp_path, "random", told.append)
-    np.testing.assert_array_equal(first.logits, again.logits)
 
 
 def test_answers_do_not_depend_on_the_batch(small_fit, tiles):

@@ -2,21 +2,26 @@
 
 import hashlib
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from model.artifact import read_manifest
 from model.vit import ViT, ViTConfig
 from tests.conftest import ROOT
+from tests.training.conftest import write_kather_stand_in_archive
 from training import fetch
 from training.commands import cli
 from training.config import Fit, read_config
-from training.fit import fit_tiles, read_tiles, split
-from training.synthetic import write_kather_stand_in_archive
+from training.fit import fit_tiles, read_tiles
+from training.folds import split
+from training.synthetic import KATHER_FOLDER
 
 SMALL = ["optimisation.steps=2", "optimisation.batch=8", "optimisation.validate_every=2", "card.int8=false"]
 SMALL += ["model.layers=1", "model.width=32", "model.heads=2", "augment.jpeg=0", "optimisation.precision=fp32"]
@@ -72,7 +77,22 @@ def test_training_starts_from_a_checkpoint_with_timms_names(tree, tmp_path, capl
     caplog.set_level("INFO")
     own = [f"data.folder={tree}", "course=[6,2,2]", f"init={tmp_path}/deit.safetensors"]
     config = read_config(ROOT / "configs" / "kather2016-pretrained.toml", [*SMALL, *own], Fit)
-    train, held_out = split(read_tiles(config), config)
-    net = fit_tiles(config, train, tmp_path / "run", held_out)
+    train, parts = split(read_tiles(config), config)
+    net = fit_tiles(config, train, tmp_path / "run", next(iter(parts.values())))
     assert isinstance(net, ViT) and net.head.weight.shape == (6, 32)
     assert "new: head; not used: head" in caplog.text
+
+
+def test_the_stand_in_archive_has_the_published_layout(tmp_path: Path):
+    path = tmp_path / "archive.zip"
+    write_kather_stand_in_archive(path, per_class=2)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        classes = "01_TUMOR 02_STROMA 03_COMPLEX 04_LYMPHO 05_DEBRIS 06_MUCOSA 07_ADIPOSE 08_EMPTY"
+        folders = [name for name in names if name.endswith("/")]
+        assert folders == [f"{KATHER_FOLDER}/", *(f"{KATHER_FOLDER}/{name}/" for name in classes.split())]
+        tiles = [name for name in names if name.endswith(".tif")]
+        assert len(tiles) == 16 and "CRC-Prim-HE-01_001.tif_Row_1_Col_1.tif" in tiles[0]
+        with archive.open(tiles[0]) as file, Image.open(file) as image:
+            assert (image.format, image.mode, image.size) == ("TIFF", "RGB", (150, 150))
+            assert image.info["dpi"] == (72, 72)

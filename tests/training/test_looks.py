@@ -1,6 +1,7 @@
 import numpy as np
 
-from training.fit import read_tiles, split, together
+from training.fit import read_tiles
+from training.folds import split, together
 from training.looks import group_looks, look_features
 from training.synthetic import draw_tile
 
@@ -48,8 +49,9 @@ def test_whole_groups_are_held_out_and_near_duplicates_come_from_the_table(small
     config = small_fit.model_copy(update={"data": data, "split": "looks"})
     tiles = read_tiles(config)
     assert (together(tiles) == np.array([0, 0, *range(2, 30)])).all()
-    train, held_out = split(tiles, config)
-    assert held_out is not None and len(train.targets) + len(held_out.targets) == 30
+    train, parts = split(tiles, config)
+    (held_out,) = parts.values()
+    assert len(train.targets) + len(held_out.targets) == 30
     groups = dict(
         zip([r.sha256 for r in tiles.records], group_looks(tiles.tiles, tiles.targets, together(tiles), 0), strict=True)
     )

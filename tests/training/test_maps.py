@@ -19,7 +19,7 @@ from training.maps import (
     draw_model_maps,
     draw_no_model_maps,
     focus,
-    judge,
+    judge_maps,
     lay_mosaic,
     lay_mosaics,
     overlap,
@@ -180,7 +180,7 @@ def test_a_map_of_red_finds_red_glands(trial):
     tile = np.broadcast_to(tile, (TILE_PX, TILE_PX, 3)).copy()
     tile[-2:] = RED  # so that red is the answer
     fields = [Outlined(tile, np.tile(np.arange(GRID) < 5, (GRID, 1)).T, patient) for patient in "ab"]
-    judged = judge(Colours(), Colours(), trial, 1, 1, seed=0, fields=fields).judged
+    judged = judge_maps(Colours(), Colours(), trial, 1, 1, seed=0, fields=fields).judged
     assert scores_of(judged, "glands")["evidence"].value > 0.7 > scores_of(judged, "glands")["random"].value
     assert scores_of(judged, "glands")["evidence"].n == 2 and "2 fields of 2 patients" in judged.protocol
 
@@ -193,7 +193,7 @@ def scores_of(judged, metric):
 
 
 def test_a_network_that_votes_by_colour_is_seen_through_by_evidence_and_occlusion_alone(trial):
-    judged = judge(Colours(), Colours(), trial, per_class=5, mosaics=10, seed=0).judged
+    judged = judge_maps(Colours(), Colours(), trial, per_class=5, mosaics=10, seed=0).judged
     found = scores_of(judged, "focus")
     assert found["evidence"].value == 1
     assert 0.98 < found["occlusion"].value < 1  # its groups of four patches lie across the quarters' edges
@@ -206,12 +206,12 @@ def test_a_network_that_votes_by_colour_is_seen_through_by_evidence_and_occlusio
 
 
 def test_judging_again_with_the_same_seed_gives_the_same_numbers(trial):
-    first, again = (judge(Colours(), Colours(), trial, 2, 4, seed=3).judged for _ in range(2))
+    first, again = (judge_maps(Colours(), Colours(), trial, 2, 4, seed=3).judged for _ in range(2))
     assert first == again
 
 
 def test_tiles_of_named_slides_are_drawn_with_their_slide(trial):
-    judged = judge(Colours(), Colours(), replace(trial, slides=np.arange(40) // 20), 15, 10, seed=0).judged
+    judged = judge_maps(Colours(), Colours(), replace(trial, slides=np.arange(40) // 20), 15, 10, seed=0).judged
     for metric in ("removal", "other_class", "random_weights", "other_tile"):
         assert scores_of(judged, metric)["evidence"].n == 2
     assert scores_of(judged, "focus")["evidence"].n == 10  # the mosaics

@@ -4,7 +4,7 @@ import torch
 
 from model.vit import ViTConfig
 from training.augment import keep_some_patches
-from training.masking import CELLS, COLOURS, EDGES, Guesser, describe, masked_loss
+from training.masking import CELLS, COLOURS, EDGES, Guesser, describe_patches, masked_loss
 from training.pretrain import Pretrained
 from training.synthetic import SHIPPED_KINDS, draw_tile
 
@@ -17,7 +17,7 @@ DIRECTIONS = ("right", "left", "down", "up", "down right", "up left", "up right"
 def strongest_direction(image):
     """Of what gets denser in an image (S, S), in its middle patch."""
     tile = (255 * torch.exp(-image)).round().to(torch.uint8)[None, ..., None].expand(-1, -1, -1, 3)
-    edges = describe(tile, GRID)[0, 55, :EDGES].view(8, CELLS**2).sum(dim=1)
+    edges = describe_patches(tile, GRID)[0, 55, :EDGES].view(8, CELLS**2).sum(dim=1)
     return DIRECTIONS[int(edges.argmax())]
 
 
@@ -33,7 +33,7 @@ def test_edges_tell_where_it_gets_denser():
 def test_patches_are_numbered_as_the_tokens_are_and_cells_as_pixels():
     tile = torch.full((1, 150, 150, 3), 255, dtype=torch.uint8)
     tile[0, 30:45, 75:90] = 100  # patch (2, 5)
-    found = describe(tile, GRID)
+    found = describe_patches(tile, GRID)
     mean, spread = found[0, :, EDGES:].split(3, dim=1)
     dense = -np.log(101 / 256)
     assert mean[25].tolist() == pytest.approx([dense] * 3, abs=1e-5)
@@ -45,8 +45,8 @@ def test_patches_are_numbered_as_the_tokens_are_and_cells_as_pixels():
 
 def test_glass_has_no_edges_and_tissue_edges_of_length_one():
     noise = torch.randint(250, 256, (1, 150, 150, 3), dtype=torch.uint8)
-    assert describe(noise, GRID)[..., :EDGES].norm(dim=2).max() < 0.5
-    lengths = describe(TILES, GRID)[..., :EDGES].norm(dim=2)
+    assert describe_patches(noise, GRID)[..., :EDGES].norm(dim=2).max() < 0.5
+    lengths = describe_patches(TILES, GRID)[..., :EDGES].norm(dim=2)
     assert 0.7 < lengths.median() < lengths.max() < 1
 
 

@@ -265,7 +265,7 @@ def test_answering_a_tile_again_takes_no_chance_away():
 
 def test_reliability_has_bins_of_equal_mass():
     probabilities, targets = guess(100)
-    found = reliability(probabilities, targets, bins=5)
+    found = reliability(probabilities, targets)
     assert found.count.tolist() == [20] * 5
     assert (np.diff(found.confidence) > 0).all()
     first = np.argsort(probabilities.max(axis=1))[:20]
@@ -276,7 +276,7 @@ def test_reliability_has_bins_of_equal_mass():
 
 def test_equal_confidences_share_a_bin_so_that_the_order_of_rows_is_nothing():
     probabilities, targets = binary([1.0] * 30 + [0.7] * 10, [True] * 25 + [False] * 5 + [True] * 10)
-    found = reliability(probabilities, targets, bins=5)
+    found = reliability(probabilities, targets)
     assert found.count.tolist() == [10, 30]
     assert found.accuracy.tolist() == pytest.approx([1, 25 / 30])
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from training.config import BadConfig, Fit, Labelled, Pretrain, Rehearse, read_config
+from training.fields import read_source
 from training.fit import fit_tiles, predict, read_tiles
-from training.pretrain import read_source
 from training.rehearsal import read_rehearsal
 
 CLASSES = ("Dense", "Sparse")

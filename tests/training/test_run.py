@@ -10,15 +10,16 @@ from model.artifact import TissueClass, read_manifest, verify_files
 from model.session import open_classifier
 from training import checkpoint
 from training.config import BadConfig, Card
-from training.data import NoClasses, TooFewImages
+from training.data import NoClasses
 from training.export import NotAnArtefact
 from training.fit import read_tiles
+from training.folds import TooFewImages
 from training.run import (
-    BESIDE_FOLDS,
+    IGNORED_BY_FOLDS,
     UnfinishedRun,
     choose_check_tiles,
     claim,
-    complete,
+    complete_card,
     cross_validate_and_keep,
     export_run,
     fit_and_export,
@@ -146,7 +147,7 @@ def test_figures_of_folds_go_into_an_artefact_that_learnt_from_everything(small_
 
 
 def test_folds_of_other_settings_are_neither_continued_nor_told_of(small_fit, tmp_path):
-    claim(tmp_path / "folds", small_fit, read_tiles(small_fit), BESIDE_FOLDS)
+    claim(tmp_path / "folds", small_fit, read_tiles(small_fit), IGNORED_BY_FOLDS)
     fewer = small_fit.optimisation.model_copy(update={"steps": 1})
     other = small_fit.model_copy(update={"optimisation": fewer})
     with pytest.raises(BadConfig, match=r"optimisation changed since .*folds was begun"):
@@ -156,7 +157,7 @@ def test_folds_of_other_settings_are_neither_continued_nor_told_of(small_fit, tm
 
 
 def test_folds_that_a_run_makes_no_use_of_are_pointed_at(small_fit, tmp_path, caplog):
-    claim(tmp_path / "folds", small_fit, read_tiles(small_fit), BESIDE_FOLDS)
+    claim(tmp_path / "folds", small_fit, read_tiles(small_fit), IGNORED_BY_FOLDS)
     fit_and_export(small_fit, tmp_path)
     assert 'with split = "all"' in caplog.text
     with pytest.raises(BadConfig, match=r"split changed .* remove all that is in it but .*folds$"):
@@ -238,8 +239,8 @@ def test_checks_go_over_all_images_of_the_cards_folder_and_over_nothing_else(sma
 
 
 def test_classes_get_names_and_colours_where_nobody_described_them():
-    card = complete(Card(), ["a", "b", "c"])
+    card = complete_card(Card(), ["a", "b", "c"])
     assert [c.name for c in card.classes] == ["a", "b", "c"] and len({c.color for c in card.classes}) == 3
     described = Card(classes=[TissueClass(name=name, description="", color="#000000") for name in "ba"])
     with pytest.raises(BadConfig, match="same order needed"):
-        complete(described, ["a", "b"])
+        complete_card(described, ["a", "b"])

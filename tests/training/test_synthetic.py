@@ -1,5 +1,4 @@
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,9 @@ from PIL import Image
 
 from training.data import scan
 from training.synthetic import (
-    KATHER_FOLDER,
     KINDS,
     SHIPPED_KINDS,
     draw_tile,
-    write_kather_stand_in_archive,
     write_tree,
 )
 
@@ -90,18 +87,3 @@ def test_a_written_tree_scans_with_slides(tmp_path: Path):
     assert [record.slide for record in found.records] == ["01", "02", "03"] * 6
     with Image.open(found.records[0].path) as image:
         assert np.array_equal(np.asarray(image), draw_tile("Tumor", 5_000_000))
-
-
-def test_the_stand_in_archive_has_the_published_layout(tmp_path: Path):
-    path = tmp_path / "archive.zip"
-    write_kather_stand_in_archive(path, per_class=2)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        classes = "01_TUMOR 02_STROMA 03_COMPLEX 04_LYMPHO 05_DEBRIS 06_MUCOSA 07_ADIPOSE 08_EMPTY"
-        folders = [name for name in names if name.endswith("/")]
-        assert folders == [f"{KATHER_FOLDER}/", *(f"{KATHER_FOLDER}/{name}/" for name in classes.split())]
-        tiles = [name for name in names if name.endswith(".tif")]
-        assert len(tiles) == 16 and "CRC-Prim-HE-01_001.tif_Row_1_Col_1.tif" in tiles[0]
-        with archive.open(tiles[0]) as file, Image.open(file) as image:
-            assert (image.format, image.mode, image.size) == ("TIFF", "RGB", (150, 150))
-            assert image.info["dpi"] == (72, 72)
