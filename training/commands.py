@@ -35,7 +35,7 @@ class PlainErrors(TyperGroup):
         except (typer.Exit, typer.Abort):  # RuntimeErrors, too
             raise
         except (ValueError, OSError, RuntimeError) as error:
-            err.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
+            err.print(f"[red]tissue-train:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
 
@@ -201,7 +201,7 @@ def try_scope(
 
 
 def print_scores(scores: Scores) -> None:
-    shown = Table("", "value", "95 % interval", "n")
+    shown = Table("", "value", "95 % interval", "tiles or slides")
     for name, estimate in scores.pairs():
         shown.add_row(
             escape(name), f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}", str(estimate.n)

@@ -34,7 +34,7 @@ def stay_inside(name: str) -> str:
     path = Path(name)
     if not path.parts or path.is_absolute() or ".." in path.parts:
         raise ValueError(
-            f"is the run's folder among the runs, such as 'default', and {name!r} would lie outside of them"
+            f"it is the run's folder among the runs, such as 'default', and {name!r} would lie outside of them"
         )
     return name
 
@@ -313,9 +313,10 @@ def read_config(path: Path, overrides: list[str], kind: type[C]) -> C:
         return kind.model_validate(content)
     except ValidationError as error:
         complaints = [
-            f"{'.'.join(map(str, e['loc']))} {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
+            for e in error.errors()
         ]
-        raise BadConfig(f"{path}: {'; '.join(text.strip() for text in complaints)}") from error
+        raise BadConfig(f"{path}: {'; '.join(complaints)}") from error
 
 
 def apply(override: str, content: dict[str, Any]) -> None:

@@ -192,7 +192,9 @@ def export_run(config: Fit, tiles: TileSet, folder: Path, target: Path) -> Manif
     net = build(config.model, len(tiles.classes))
     net.load_state_dict(state["weights"])
     net = net.to(best_device())
+    log.info("judging it, and baselines without a network, on what was held out")
     findings = collect_findings(config, folder, tiles, net)
+    log.info("writing the artefact, and comparing its graphs with the network: minutes")
     card = complete_card(config.card, tiles.classes)
     return export(net, config.name, card, findings, config.data.tile_mpp, choose_check_tiles(config, tiles), target)
 

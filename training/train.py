@@ -8,6 +8,7 @@ on a CPU, with the very weights of a run that was not.
 
 import copy
 import csv
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ LossOf = Callable[[Net, int], Tensor]  # the model and a step -> its loss, on a 
 Validate = Callable[[Net], float]
 
 CURVE = ("step", "loss", "learning_rate", "images_per_s", "accuracy")  # its columns, a row per validation
+
+log = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
@@ -112,6 +115,8 @@ def optimise(
                 accuracy = math.nan if validate is None else validate(average)
                 curve.append(dict(zip(CURVE, (done, mean_loss, rate, speed, accuracy), strict=True)))
                 loss_sum, since, since_step = 0.0, time.perf_counter(), done
+                if not console.is_terminal:  # where the bar appears at its end alone
+                    log.info("%s: step %d of %d, %s", title, done, how.steps, note)
             if done % how.checkpoint_every == 0 or done == how.steps:
                 state = {
                     "step": done,

@@ -65,7 +65,7 @@ def test_the_command_line_takes_a_key_away(write):
         ("steps", "no key=value"),
         ("model.architecture=vgg", "'vit', 'msht', 'poolformer', 'convmixer', 'resnet'"),
         ("name.x=5", "'name.x=5': 'name' is no section; expected one"),
-        ("name=../escape", r"name is the run's folder among the runs, .* '\.\./escape' would lie outside"),
+        ("name=../escape", r"name: it is the run's folder among the runs, .* '\.\./escape' would lie outside"),
         ("name=/tmp/escape", "would lie outside"),
         ('name=""', "would lie outside"),
         ("data.clases=[]", r"unknown key 'clases'; the nearest known one is 'classes'"),
@@ -115,7 +115,7 @@ def test_the_scale_of_images_is_stated_or_they_are_drawn(write, data):
         assert read_config(path, [], Fit).data.tile_mpp == (0.7 if "tile_mpp" in data else 0.495)
     else:
         with pytest.raises(
-            BadConfig, match=r"^\S+: data the scale of the images is not stated: set image_mpp, .* \(150\)$"
+            BadConfig, match=r"^\S+: data: the scale of the images is not stated: set image_mpp, .* \(150\)$"
         ):
             read_config(path, [], Fit)
 

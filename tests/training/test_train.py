@@ -1,4 +1,5 @@
 import csv
+import re
 
 import pytest
 import torch
@@ -52,6 +53,14 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     resumed = optimise(make_vit(), loss_of, HOW, tmp_path / "killed")
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_log_without_a_terminal_tells_how_far_it_is(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        optimise(make_vit(), loss_of, HOW, tmp_path, lambda net: 0.5, title="small")
+    told = [record.getMessage() for record in caplog.records]
+    assert [text.partition(", ")[0] for text in told] == [f"small: step {step} of 6" for step in (2, 4, 6)]
+    assert all(re.search(r"\d images/s, loss \d\.\d{3}", text) for text in told)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
