@@ -110,7 +110,11 @@ def follow_parent(work: Work, settings: Settings, listener: socket.socket) -> No
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-    work(settings, bind_beside(listener) if SPREADS else listener)
+    try:
+        work(settings, bind_beside(listener) if SPREADS else listener)
+    finally:
+        if not parent.is_alive():  # or nobody would take away what it made
+            shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
 
 
 def bind_beside(listener: socket.socket) -> socket.socket:

@@ -89,7 +89,8 @@ def test_a_second_signal_kills_all_and_leaves_nothing(tiny_artifact, tmp_path, m
         assert not list(tmp_path.iterdir())
 
 
-def test_workers_leave_when_their_parent_is_killed(tiny_artifact):
+def test_workers_leave_when_their_parent_is_killed_and_leave_nothing(tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with start(ready=2, artifact=tiny_artifact, workers=2) as process:
         workers = list_workers(process)
         process.send(signal.SIGKILL)
@@ -98,6 +99,7 @@ def test_workers_leave_when_their_parent_is_killed(tiny_artifact):
         while any(os.path.exists(f"/proc/{pid}") for pid in workers):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert not list(tmp_path.iterdir())
 
 
 def test_workers_that_cannot_start_end_the_parent(tiny_artifact, tmp_path):
