@@ -64,7 +64,7 @@ def test_images_are_found_and_read_as_those_to_be_classified_are(tmp_path):
     assert collection.names == ["a", "b"] and [field.label for field in collection.fields] == [0, 1]
     assert all((field.pixels == 255).all() for field in collection.fields)  # glass, as it is when it is served
     (tmp_path / "b" / "2.png").write_text("no image")
-    with pytest.raises(UnusableImage, match=r"2\.png: This is no image"):
+    with pytest.raises(UnusableImage, match=r"2\.png: This is a line of text"):
         read_source(collection.source)
 
 
