@@ -597,6 +597,33 @@ def test_an_answer_of_unknown_scale_gets_no_tick(open_page, service):
     assert verdict.evaluate("(box) => getComputedStyle(box).borderLeftColor") != unsure
 
 
+def test_beside_a_map_stands_how_its_method_was_judged(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    judged = page.locator("#map-judged")
+    asked = "which patches the answer rests on {} which patches are of which class."
+    drop(page, ("tile.png", tiles[0]))
+    wait_for_map(page, "evidence")
+    assert judged.inner_text() == f"Judged: better than a map drawn without the model at telling {asked.format('and')}"
+    page.get_by_role("radio", name="Attention").check()
+    wait_for_map(page, "attention")
+    worse = "Judged (last layer, mean of all heads): no better than a map drawn without the model at telling "
+    assert judged.inner_text() == worse + asked.format("or")
+
+    maps = httpx.get(service + "/model", timeout=PATIENCE_S).json()["maps"]
+    for score in maps["judged"]["scores"]:
+        if (score["map"], score["metric"]) == ("occlusion", "removal"):
+            score["low"] = 0  # the interval now meets those of maps that no model drew
+    told = page.evaluate(
+        """(cards) => import("./static/page/captions.js").then(({tellJudgement}) =>
+             cards.map((card) => tellJudgement({method: "occlusion"}, card)))""",
+        [{"maps": maps}, {"maps": maps | {"judged": None}}],
+    )
+    half = "better than a map drawn without the model at telling which patches are of which class"
+    assert told == [f"Judged (25 groups): {half}, but no better at telling which patches the answer rests on.", ""]
+    visit.check()
+
+
 @pytest.mark.parametrize(
     ("probabilities", "labels", "is_said"),
     [
