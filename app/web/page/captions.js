@@ -1,7 +1,7 @@
 // What a map shows, in words: for readers who can't see its colours, and so that none reads too much into them.
 
 import { SMALLEST_LIMIT, findUniformLevel } from "./scales.js";
-import { nameHead, number, percent, signed } from "./words.js";
+import { list, nameHead, number, percent, signed } from "./words.js";
 
 const ROUTING = "It shows where information was routed, not why, and is the same whatever class is asked about.";
 const LOGIT = "The score, or logit, is what the probability is computed from.";
@@ -35,6 +35,29 @@ export function nameMap({ method, target, grid }) {
 export function tellMethod(map, { form }, card) {
   const told = TOLD_METHODS[map.method]?.(map, card) ?? "";
   return form === "smooth" ? `${told} ${SMOOTHED}` : told;
+}
+
+const QUESTIONS = { removal: "which patches the answer rests on", focus: "which patches are of which class" };
+const JUDGED_FORMS = { attention: " (last layer, mean of all heads)", occlusion: " (25 groups)" }; // docs/maps.md
+
+/** How its method did beside maps that no model drew, where the artefact says so. */
+export function tellJudgement({ method }, { maps }) {
+  const scores = maps?.judged?.scores ?? [];
+  const asked = Object.keys(QUESTIONS).filter((metric) => scores.some((score) => score.map === method && score.metric === metric));
+  if (!asked.length) return "";
+  const isBetter = (metric) => isBeyondChance(scores.filter((score) => score.metric === metric), method);
+  const { better = [], rest = [] } = Object.groupBy(asked, (metric) => (isBetter(metric) ? "better" : "rest"));
+  const tell = (metrics, word) => list(metrics.map((metric) => QUESTIONS[metric]), word);
+  const start = `Judged${JUDGED_FORMS[method] ?? ""}:`;
+  if (!better.length) return `${start} no better than a map drawn without the model at telling ${tell(rest, "or")}.`;
+  const but = rest.length ? `, but no better at telling ${tell(rest, "or")}` : "";
+  return `${start} better than a map drawn without the model at telling ${tell(better, "and")}${but}.`;
+}
+
+/** Is its whole interval above those of all maps that are no method's? As `tissue-train judge-maps` decides. */
+function isBeyondChance(scores, method) {
+  const own = scores.find(({ map }) => map === method);
+  return scores.every(({ map, high }) => map in TOLD_METHODS || own.low > high);
 }
 
 function tellGathered({ logit_share: share }) {

@@ -1,7 +1,7 @@
 // The map over the tile: asked for as numbers and drawn here, so that opacity, colours and view need no new request.
 
 import { drawScale, drawTile, empty, layMap, layTile, outlinePatch } from "./canvas.js";
-import { nameMap, tellMethod, tellPatch } from "./captions.js";
+import { nameMap, tellJudgement, tellMethod, tellPatch } from "./captions.js";
 import { find, make, press } from "./dom.js";
 import { save } from "./export.js";
 import { Heads } from "./heads.js";
@@ -198,6 +198,7 @@ export class Heat {
     find("save-map").disabled = !map;
     find("map").ariaLabel = map ? nameMap(map) : "Map";
     find("map-words").textContent = map ? tellMethod(map, this.#view, this.#card) : "";
+    find("map-judged").textContent = map ? tellJudgement(map, this.#card) : "";
     find("readout").textContent = map ? tellPatch(map, this.#patch) : "";
   }
 
