@@ -5,12 +5,13 @@ Answers go to stdout, all else to stderr. What a command needs is imported by it
 
 import asyncio
 import enum
+import functools
 import glob
 import inspect
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.export import Answer
-from app.printing import Form, console, name_picture, print_whole, start_rows
+from app.printing import Form, console, escape, name_picture, print_whole, start_rows
 from app.schemas import AttentionOptions, PredictOptions
-from app.settings import CLIENT_KEY, Settings
+from app.settings import CLIENT_KEY, PREFIX, Settings
 
 if TYPE_CHECKING:
     import httpx
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     Connection = AbstractAsyncContextManager[httpx.AsyncClient]
 
 Command = Callable[..., None]
+
+WRONG_USE = 2  # the status with which typer refuses a value itself
 
 # Not markup here either: complaints name files, too.
 complaints = Console(markup=False, highlight=False, stderr=True, soft_wrap=True)
@@ -82,7 +85,9 @@ def offer(model: type[BaseModel], leave_out: str | None = None) -> Callable[[Com
 def make_option(field: Any) -> Any:
     if field.annotation is bool:
         return Annotated[bool | None, typer.Option(help=field.description)]
-    return Annotated[str | None, typer.Option(help=field.description, metavar=name_values(field.annotation))]
+    default = str(field.default) if field.default not in (None, ()) else False
+    values = name_values(field.annotation)
+    return Annotated[str | None, typer.Option(help=field.description, metavar=values, show_default=default)]
 
 
 def name_values(annotation: Any) -> str:
@@ -132,7 +137,7 @@ def serve(**settings: str | None) -> None:
 @cli.command()
 @offer(PredictOptions)
 def predict(
-    files: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or globs.")],
+    files: Annotated[list[str], typer.Argument(help="Pictures, folders of them, or globs; - is the one on stdin.")],
     form: Annotated[
         Form, typer.Option("--format", help="Form of the answer. csv and jsonl come row by row, geojson is for QuPath.")
     ] = "table",
@@ -147,7 +152,7 @@ def predict(
     ] = False,
     **query: Any,
 ) -> None:
-    """Say which tissue each picture shows. Exits with 1 where one could not be answered."""
+    """Say which tissue each picture shows. Exits with 1 where one could not be answered, with 2 on a wrong option."""
     pictures = find_pictures(files)
     check_choices(pictures, form, features, grid)
     if grid:
@@ -158,7 +163,7 @@ def predict(
         )
     print_whole(outcome.unprinted, outcome.card, form)
     for name, reason in outcome.failed.items():
-        complaints.print(f"{name}: {reason}")
+        complaints.print(f"{name}: {escape(reason)}")
     if features is not None:
         save_rows(features, outcome.rows)
     if outcome.failed:
@@ -168,7 +173,7 @@ def predict(
 @cli.command()
 @offer(AttentionOptions, leave_out="format")
 def attention(
-    file: Annotated[Path, typer.Argument(help="The picture.")],
+    file: Annotated[Path, typer.Argument(help="The picture; - is the one on stdin.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the map goes: .png, .npy or .json.")],
     url: Url = None,
     api_key: ApiKey = None,
@@ -178,7 +183,7 @@ def attention(
     """Draw where in the picture the model looked."""
     form = output.suffix.lower().removeprefix(".")
     if form not in ("png", "npy", "json"):
-        fail(f"{output} must end in .png, .npy or .json, which also says what is written")
+        fail(f"{output} must end in .png, .npy or .json, which also says what is written", WRONG_USE)
     if os.path.isdir(file):  # Path.is_dir raises where the name is too long
         fail(f"{file} is a folder; give one picture")
     with complaining():
@@ -190,7 +195,12 @@ def attention(
 
 
 @cli.command()
-def doctor(artifact: Artifact = None) -> None:
+def doctor(
+    artifact: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the artefact. Unset: TISSUE_ARTIFACT or the shipped one."),
+    ] = None,
+) -> None:
     """Look over this installation and say what to do about what is wrong. Exits with 1 where something is."""
     settings = read_settings(artifact=artifact)
     from app.doctor import examine
@@ -205,38 +215,47 @@ def doctor(artifact: Artifact = None) -> None:
         fail(f"{wrong} of these must be mended")
 
 
-def fail(sentence: str) -> NoReturn:
+def fail(sentence: str, status: int = 1) -> NoReturn:
     complaints.print(f"tissue: {sentence}", style="red")
-    raise typer.Exit(1)
+    raise typer.Exit(status)
 
 
 @contextmanager
 def complaining() -> Iterator[None]:
     """What the user can mend is said in a sentence; a mistake of ours keeps its traceback."""
-    from app.client import Unanswered
+    from app.client import WRONG_OPTION, Unanswered
     from model.artifact import CorruptArtifact
     from model.session import DeviceUnavailable
 
     try:
         yield
-    except (Unanswered, CorruptArtifact, DeviceUnavailable) as error:
+    except Unanswered as error:
+        code = error.problem.get("code")
+        if code == "unauthorized":
+            fail("the service asks for a key, and none came or a wrong one: give --api-key, or set TISSUE_API_KEY")
+        fail(escape(str(error)), WRONG_USE if code in WRONG_OPTION else 1)
+    except (CorruptArtifact, DeviceUnavailable) as error:
         fail(str(error))
 
 
 def read_settings(**given: Any) -> Settings:
+    options = {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**options)
     except ValidationError as error:
-        fail("; ".join(explain_setting(dict(problem)) for problem in error.errors()))
+        is_misuse = any(name in options for problem in error.errors() for name in problem["loc"])
+        sentence = "; ".join(explain_setting(dict(problem), options) for problem in error.errors())
+        fail(sentence, WRONG_USE if is_misuse else 1)
 
 
-def explain_setting(problem: dict[str, Any]) -> str:
-    name = ".".join(map(str, problem["loc"])).upper()
+def explain_setting(problem: dict[str, Any], options: dict[str, Any]) -> str:
+    name = ".".join(map(str, problem["loc"]))
     sentence = str(problem["msg"]).removeprefix("Value error, ")
     if not name:
         return sentence
-    is_secret = name.startswith("API_KEYS")  # which neither screens nor logs should show
-    return f"TISSUE_{name}: {sentence}" if is_secret else f"TISSUE_{name}: {sentence}, got {problem['input']!r}"
+    given_as = f"--{name.replace('_', '-')}" if name in options else f"{PREFIX}{name.upper()}"
+    is_secret = name.startswith("api_keys")  # which neither screens nor logs should show
+    return f"{given_as}: {sentence}" if is_secret else f"{given_as}: {sentence}, got {problem['input']!r}"
 
 
 def find_pictures(arguments: list[str]) -> list[Path]:
@@ -246,10 +265,11 @@ def find_pictures(arguments: list[str]) -> list[Path]:
     pictures: list[Path] = []
     for argument in arguments:
         if not argument:  # as a path it would be the working directory, with all that is in it
-            fail("one of the arguments is empty, perhaps a variable that isn't set; `.` is the folder you are in")
+            sentence = "one of the arguments is empty, perhaps a variable that isn't set; `.` is the folder you are in"
+            fail(sentence, WRONG_USE)
         path = Path(argument)
         try:
-            files = list_shown(path) if path.is_dir() else map(Path, glob.glob(argument, recursive=True))
+            files = list_shown(path) if path.is_dir() else list_matches(argument)
             matches = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
             pictures += matches if matches and not path.is_file() else [path]
         except OSError:  # such as a name that is too long for any file
@@ -264,13 +284,27 @@ def list_shown(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def list_matches(pattern: str) -> Iterable[Path]:
+    """Each file once, by its shortest way: `**` follows links of folders, in circles too."""
+    matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: len(file.parts), reverse=True)
+    find_folder = functools.cache(os.path.realpath)
+    return {(find_folder(file.parent), file.name): file for file in matches}.values()
+
+
 def check_choices(pictures: list[Path], form: Form, features: Path | None, grid: bool) -> None:
+    from app.client import STDIN
+
+    wrong = None
     if features is not None and features.suffix.lower() != ".npy":
-        fail(f"{features} must end in .npy, which is what is written")
-    if features is not None and grid:
-        fail("--features keeps a row for each picture, not for each of its tiles; leave it or --grid away")
-    if form == "geojson" and not (grid and len(pictures) == 1):
-        fail(f"--format geojson lays the tiles of one picture over it: give one, with --grid; {len(pictures)} came")
+        wrong = f"{features} must end in .npy, which is what is written"
+    elif features is not None and grid:
+        wrong = "--features keeps a row for each picture, not for each of its tiles; leave it or --grid away"
+    elif features is not None and STDIN in pictures:
+        wrong = "--features asks for each picture twice, and stdin can be read but once; save the picture to a file"
+    elif form == "geojson" and not (grid and len(pictures) == 1):
+        wrong = f"--format geojson lays the tiles of one picture over it: give one, with --grid; {len(pictures)} came"
+    if wrong:
+        fail(wrong, WRONG_USE)
     if features is not None:
         check_writable(features)
 
@@ -287,7 +321,7 @@ def read_scale(mpp: str | None) -> float | None:
     try:
         return None if mpp is None else float(mpp)
     except ValueError:
-        fail(f"--mpp is {mpp!r}; it must be a number, the um per pixel, such as 0.495")
+        fail(f"--mpp is {mpp!r}; it must be a number, the um per pixel, such as 0.495", WRONG_USE)
 
 
 @contextmanager
@@ -305,7 +339,7 @@ def connect(url: str | None, api_key: str | None, artifact: Path | None) -> "Con
     if url is None:
         return client.open_here(read_settings(artifact=artifact))
     if artifact is not None:
-        fail("--artifact is for predicting without a service; leave it or --url away")
+        fail("--artifact is for predicting without a service; leave it or --url away", WRONG_USE)
     return client.connect(url, api_key)
 
 

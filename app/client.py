@@ -4,44 +4,64 @@ Both answer on the same routes, so a picture gets the same answer whether a serv
 """
 
 import asyncio
-import io
+import glob
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from app.errors import find_kind
 from app.export import Answer
-from app.grid import Field, cut_field, read_field
+from app.grid import Field as GridField
+from app.grid import cut_field, read_field
 from app.main import create_app
-from app.schemas import ModelClass
+from app.schemas import Features, ModelClass, Prediction, Problem
 from app.settings import Settings
-from model.pixels import ImageRefused
+from model.pixels import EmptyImage, ImageRefused
+
+Document = TypeVar("Document", bound=BaseModel)
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"})
+STDIN = Path("-")
 IN_FLIGHT = 8  # pictures under way at a time: enough for decoding and inference to overlap
 TIMEOUT_S = 120  # the service has a deadline of its own, this one is for lost connections
 PATIENCE_MS = 600_000
 LARGEST_BODY_MIB = 4096  # the most that the setting allows: here the number of pixels is limit enough
 MOST_TRIES = 5
 LONGEST_WAIT_S = 60  # the service never asks for more; whoever does is given up
-WRONG_FOR_ALL = frozenset({"unauthorized", "invalid_parameter", "coverage_unavailable", "mpp_out_of_range"})
+# The largest are a picture and the numbers of every head: under 10 MiB for 24 layers of 16 heads and 32 x 32 patches.
+LARGEST_ANSWER_BYTES = 16 << 20
+WRONG_OPTION = frozenset(
+    {
+        *("invalid_parameter", "coverage_unavailable", "mpp_out_of_range"),
+        *("unknown_target", "method_unavailable", "layer_out_of_range", "unsuitable_options"),
+    }
+)
+WRONG_FOR_ALL = WRONG_OPTION | {"unauthorized"}
+
+
+class KnownClass(ModelClass):
+    """As the manifest of an artefact has them."""
+
+    name: str = Field(pattern=r"^[^:\x00-\x1f\x7f-\x9f]+$")
+    color: str = Field(pattern=r"^#[0-9a-f]{6}$")
 
 
 class Card(BaseModel):
     """What is needed of the model's card."""
 
-    classes: list[ModelClass]
-    tile_px: int
-    tile_mpp: float
-    feature_width: int
+    classes: list[KnownClass]
+    tile_px: int = Field(gt=0, le=2048)
+    tile_mpp: float = Field(gt=0, allow_inf_nan=False)
+    feature_width: int = Field(gt=0, le=1 << 16)  # of every picture that many numbers are kept
 
 
 class Unanswered(RuntimeError):
@@ -56,7 +76,9 @@ class Unanswered(RuntimeError):
 async def connect(url: str, api_key: str | None) -> AsyncIterator[httpx.AsyncClient]:
     if api_key and not api_key.isprintable():
         raise Unanswered(write_problem("the key isn't UTF-8, or holds what no header can carry, as a line break"))
-    headers = [(b"X-API-Key", api_key.strip().encode())] if api_key else []  # as text httpx refuses beyond ASCII
+    headers = [(b"Accept-Encoding", b"identity")]  # what is packed may unpack to anything
+    if api_key:
+        headers.append((b"X-API-Key", api_key.strip().encode()))  # as text httpx refuses beyond ASCII
     try:
         address = httpx.URL(url)
         if address.scheme not in ("http", "https") or not address.host or not 0 < (address.port or 80) < 1 << 16:
@@ -86,10 +108,7 @@ async def open_here(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 async def ask_model(client: httpx.AsyncClient) -> Card:
     """The first request, which tells whether anybody answers."""
     response = await send_request(client, "GET", "/model")
-    try:
-        return Card.model_validate_json(response.content)
-    except ValidationError:
-        raise Unanswered(suspect(response, "what is no model's card")) from None
+    return read_document(response, Card, "what is no model's card")
 
 
 async def ask(client: httpx.AsyncClient, route: str, picture: Path | bytes, query: dict[str, Any]) -> httpx.Response:
@@ -119,6 +138,7 @@ async def ask_grid(
         notes = [asdict(note) for note in field.notes]
         async for answer in ask_in_order(client, tiles, query | {"mpp": field.mpp}):
             if "error" not in answer:
+                answer["input"] |= field.origin
                 answer["warnings"] = notes + [one for one in answer["warnings"] if one not in notes]
             yield answer
 
@@ -130,7 +150,8 @@ async def ask_in_order(
 
     async def predict(name: Answer, picture: Path | bytes) -> Answer:
         try:
-            return name | read_object(await ask(client, "/predict", picture, query))
+            response = await ask(client, "/predict", picture, query)
+            return name | dump(read_document(response, Prediction, "what is no prediction"))
         except Unanswered as error:
             return name | excuse(error)
 
@@ -158,7 +179,7 @@ async def ask_features(
     async def read(n: int, picture: Path) -> None:
         async with places:
             try:
-                rows[n] = read_row(await ask(client, "/features", picture, {"mpp": mpp, "format": "npy"}))
+                rows[n] = read_row(await ask(client, "/features", picture, {"mpp": mpp, "format": "json"}), width)
             except Unanswered as error:
                 missing[str(picture)] = error.problem["detail"]
 
@@ -166,11 +187,10 @@ async def ask_features(
     return rows, missing
 
 
-def read_row(response: httpx.Response) -> NDArray[np.float32]:
-    try:
-        row: NDArray[np.float32] = np.load(io.BytesIO(response.content))
-    except (ValueError, EOFError, OSError):
-        raise Unanswered(suspect(response, "what are no features")) from None
+def read_row(response: httpx.Response, width: int) -> list[float]:
+    row = read_document(response, Features, "what are no features").features
+    if len(row) != width:
+        raise Unanswered(suspect(response, f"{len(row)} features, where its model has {width}"))
     return row
 
 
@@ -181,27 +201,40 @@ def excuse(error: Unanswered) -> Answer:
     return {"error": error.problem}
 
 
-def open_field(picture: Path, mpp: float | None, card: Card) -> Field:
+def open_field(picture: Path, mpp: float | None, card: Card) -> GridField:
     try:
         return read_field(read_picture(picture), card.tile_px, card.tile_mpp, mpp)
     except ImageRefused as error:
-        raise Unanswered(find_kind(error).problem(str(error)).model_dump(exclude_none=True)) from None
+        raise Unanswered(describe_refusal(error)) from None
 
 
 def read_picture(picture: Path) -> bytes:
     try:
-        return picture.read_bytes()
-    except IsADirectoryError:
-        reason = f"the folder holds no picture ({', '.join(sorted(SUFFIXES))})"
+        data = sys.stdin.buffer.read() if picture == STDIN else picture.read_bytes()
     except OSError as error:
-        reason = f"the file can't be read: {error.strerror}"
-    raise Unanswered({"code": "unreadable_file", "title": "The file can't be read", "detail": reason})
+        reason = explain_unreadable(picture, error)
+        raise Unanswered({"code": "unreadable_file", "title": "The file can't be read", "detail": reason}) from None
+    if not data:
+        raise Unanswered(describe_refusal(EmptyImage("the file is empty")))
+    return data
+
+
+def explain_unreadable(picture: Path, error: OSError) -> str:
+    if isinstance(error, IsADirectoryError):
+        return f"the folder holds no picture ({', '.join(sorted(SUFFIXES))})"
+    if isinstance(error, FileNotFoundError) and glob.has_magic(str(picture)):
+        return f"the pattern matches nothing that is a picture ({', '.join(sorted(SUFFIXES))})"
+    return f"the file can't be read: {error.strerror}"
+
+
+def describe_refusal(error: ImageRefused) -> dict[str, Any]:
+    return find_kind(error).problem(str(error)).model_dump(exclude_none=True)
 
 
 async def send_request(client: httpx.AsyncClient, method: str, route: str, **content: Any) -> httpx.Response:
     for tries_left in reversed(range(MOST_TRIES)):
         try:
-            response = await client.request(method, route, **content)
+            response = await receive(client, method, route, **content)
         except httpx.HTTPError as error:
             cause = str(error) or type(error).__name__
             reason = f"nobody answers at {client.base_url} ({cause}); start a service there with `tissue serve`"
@@ -217,28 +250,43 @@ async def send_request(client: httpx.AsyncClient, method: str, route: str, **con
     raise Unanswered(read_problem(response))
 
 
-def retry_after_s(response: httpx.Response) -> int:
-    """In seconds; a proxy may answer with a date or without a word."""
+async def receive(client: httpx.AsyncClient, method: str, route: str, **content: Any) -> httpx.Response:
+    """The whole answer, unless it has no end."""
+    async with client.stream(method, route, **content) as response:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise Unanswered(suspect(response, "in an encoding that wasn't asked for"))
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > LARGEST_ANSWER_BYTES:
+                raise Unanswered(suspect(response, f"over {LARGEST_ANSWER_BYTES >> 20} MiB"))
+    return httpx.Response(response.status_code, headers=response.headers, content=bytes(body), request=response.request)
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """In seconds, of any number of digits; a proxy may answer with a date or without a word."""
     wait = response.headers.get("Retry-After", "")
-    return int(wait) if wait.isascii() and wait.isdigit() else 1
+    return float(wait) if wait.isascii() and wait.isdigit() else 1
 
 
 def read_problem(response: httpx.Response) -> dict[str, Any]:
+    came = f"{response.status_code} {response.reason_phrase}"
     if response.headers.get("Content-Type") == "application/problem+json":
-        problem = read_object(response)
-        if "detail" in problem:
-            return problem
-    return suspect(response, f"{response.status_code} {response.reason_phrase}")
+        return dump(read_document(response, Problem, came))
+    return suspect(response, came)
 
 
-def read_object(response: httpx.Response) -> dict[str, Any]:
+def read_document(response: httpx.Response, model: type[Document], otherwise: str) -> Document:
+    """Strictly, as what is read is counted with and printed."""
     try:
-        document = response.json()
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise Unanswered(suspect(response, "what is no JSON object"))
-    return document
+        return model.model_validate_json(response.content, strict=True)
+    except ValidationError:
+        raise Unanswered(suspect(response, otherwise)) from None
+
+
+def dump(document: BaseModel) -> dict[str, Any]:
+    """What came of the document's fields. Whatever else came could pass for what is noted of the picture here."""
+    return document.model_dump(mode="json", exclude_unset=True)
 
 
 def suspect(response: httpx.Response, came: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A field larger than a tile: cut into adjoining tiles, and their answers drawn over it, as QuPath reads them."""
 
+import hashlib
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,13 +33,14 @@ class Field:
     mpp: float
     side_px: int  # of a tile; whole pixels, so that each tile is a picture of its own
     notes: tuple[Note, ...]  # about the field's file, which the pictures of its tiles don't tell
+    origin: dict[str, str]  # likewise: what an answer's `input` says of the file, not of the tile
 
 
 def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) -> Field:
     picture = decode(data, MOST_MEGAPIXELS)
-    mpp, _ = choose_mpp(picture, mpp)
+    mpp, source = choose_mpp(picture, mpp)
     if mpp is None:
-        raise ImageRefused("The file doesn't tell its scale, which says how large a tile is. Give um per pixel (mpp).")
+        raise ImageRefused("The file doesn't tell its scale, which says how large a tile is. Give --mpp, um per pixel.")
     shorter_px = min(picture.rgb.shape[:2])
     side_px = math.ceil(choose_field(shorter_px, tile_px, tile_mpp, mpp)[0])
     if side_px < MIN_SIDE_PX:
@@ -46,7 +48,8 @@ def read_field(data: bytes, tile_px: int, tile_mpp: float, mpp: float | None) ->
             f"At {mpp:g} um per pixel a tile has {side_px} x {side_px} px; it must have at least {MIN_SIDE_PX}."
             " Send the field at a higher magnification."
         )
-    return Field(picture.rgb, mpp, side_px, picture.notes)
+    origin = {"format": picture.format, "mpp_source": source, "sha256": hashlib.sha256(data).hexdigest()}
+    return Field(picture.rgb, mpp, side_px, picture.notes, origin)
 
 
 def cut_field(field: Field) -> Iterator[tuple[Place, bytes]]:

@@ -40,12 +40,17 @@ def start_csv(classes: list[str], grid: bool) -> Callable[[Answer], None]:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that isn't UTF-8 would end all; escaped it looks as in JSON
         sys.stdout.reconfigure(errors="backslashreplace")
     columns = list_columns(classes, Place._fields if grid else ())
-    # A service of another version may answer more than there are columns for.
-    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
+    # A service whose model has changed meanwhile may answer more than there are columns for. Where `;` separates, a
+    # text without quotes would be cut at its own, and the rest could be a formula.
+    writer = csv.DictWriter(
+        sys.stdout, columns, extrasaction="ignore", quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
+    )
     writer.writeheader()
 
     def print_row(answer: Answer) -> None:
-        writer.writerow(flatten(answer))
+        cells = flatten(answer)
+        shown = {column: escape(cell) if isinstance(cell, str) else cell for column, cell in cells.items()}
+        writer.writerow(shown | {"file": cells["file"]})  # by its very name it is found again
         sys.stdout.flush()
 
     return print_row
@@ -64,9 +69,13 @@ def print_whole(answers: list[Answer], card: "Card", form: Form) -> None:
             print_table([answer for answer in answers if "error" not in answer])
 
 
-def name_picture(answer: Answer) -> str:
+def escape(text: str) -> str:
     """Without the characters that a terminal would obey."""
-    file = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(answer["file"]))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def name_picture(answer: Answer) -> str:
+    file = escape(str(answer["file"]))
     box = answer.get("box")
     return f"{file} at {box['x']}, {box['y']}" if box else file
 
@@ -76,8 +85,8 @@ def print_table(answers: list[Answer]) -> None:
         Column("file", overflow="fold"), "label", Column("confidence", justify="right"), "verdict", box=SIMPLE
     )
     for answer in answers:
-        remarks = ", ".join(remark["code"] for remark in (*answer["reasons"], *answer["warnings"]))
+        remarks = ", ".join(escape(remark["code"]) for remark in (*answer["reasons"], *answer["warnings"]))
         verdict = f"{answer['verdict']} ({remarks})" if remarks else answer["verdict"]
-        table.add_row(name_picture(answer), answer["label"], f"{answer['confidence']:.3f}", verdict)
+        table.add_row(name_picture(answer), escape(answer["label"]), f"{answer['confidence']:.3f}", verdict)
     if answers:
         console.print(table)

@@ -163,7 +163,8 @@ class Settings(BaseSettings):
             self._keys_of_file = read_keys_file(self.api_keys_file)
             if not self.read_keys():
                 raise ValueError(
-                    f"{self.api_keys_file} holds no key; write one per line, or unset TISSUE_API_KEYS_FILE"
+                    f"{self.api_keys_file} holds no key; write one per line, "
+                    "or leave --api-keys-file (TISSUE_API_KEYS_FILE) out"
                 )
         return self
 
@@ -181,7 +182,9 @@ def read_keys_file(path: Path) -> frozenset[str]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()  # editors on Windows put a mark in front
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}, which TISSUE_API_KEYS_FILE names, can't be read as UTF-8 text: {error}") from error
+        raise ValueError(
+            f"{path}, which --api-keys-file (TISSUE_API_KEYS_FILE) names, can't be read as UTF-8 text: {error}"
+        ) from error
     keys = frozenset(line.strip() for line in lines if line.strip())
     if not all(key.isprintable() for key in keys):
         raise ValueError(f"a key in {path} holds what no header can carry")

@@ -222,7 +222,7 @@ class Manifest(Part):
 def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise CorruptArtifact(f"an artefact is a folder, and there is none {folder}")
+        raise CorruptArtifact(f"an artefact is a folder, and there is no folder {folder}")
     if not path.is_file():
         raise CorruptArtifact(f"{folder} holds no {MANIFEST}: it is no artefact; `tissue-train export` writes one")
     try:

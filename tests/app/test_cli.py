@@ -1,5 +1,6 @@
 import asyncio
 import csv
+import hashlib
 import io
 import json
 import os
@@ -8,9 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +25,7 @@ from app.client import open_here
 from app.export import list_columns
 from app.settings import Settings
 from model.artifact import read_manifest
+from tests.app.documents import PREDICTION, write_problem
 from training.synthetic import draw_tile
 
 KEY = "only-for-this-test"
@@ -70,12 +74,12 @@ def service(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     assert process.returncode == 0
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+def run(*arguments: object, stdin: bytes = b"") -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
 
 
-def is_one_sentence(result: Result) -> bool:
-    return result.exit_code == 1 and result.stderr.startswith("tissue: ") and result.stderr.count("\n") == 1
+def is_one_sentence(result: Result, status: int = 1) -> bool:
+    return result.exit_code == status and result.stderr.startswith("tissue: ") and result.stderr.count("\n") == 1
 
 
 def test_version():
@@ -94,6 +98,13 @@ def test_serve_has_an_option_for_every_setting_but_the_keys(monkeypatch):
     expected = {name.replace("_", "-") for name in Settings.model_fields} - {"api-keys"}
     assert expected <= offered
     assert "api-keys" not in offered
+
+
+def test_help_tells_what_is_taken_where_nothing_is_given(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert re.search(r"--port .*default: \(8000\)", run("serve", "--help").stdout)
+    assert re.search(r"--alpha .*default: \(0.5\)", run("attention", "--help").stdout)
+    assert "--url" not in run("doctor", "--help").stdout
 
 
 def test_predict_json_has_an_item_per_file_in_the_order_of_the_arguments(tiles):
@@ -146,6 +157,56 @@ def test_predict_csv_has_a_column_per_class(tiles, artifact):
     assert good["warnings"] == "unknown_scale"
     assert good["error"] == bad["label"] == bad["confidence"] == ""
     assert (good["status"], bad["status"], bad["error_code"]) == ("answered", "failed", "undecodable_image")
+
+
+def test_texts_of_a_csv_are_quoted_and_numbers_are_not(tiles):
+    odd = (tiles / "b.png").rename(tiles / "a;=1+1.png")
+    head, row = run("predict", odd, "--format", "csv").stdout.splitlines()
+    assert head.startswith('"file","status","label",')
+    assert re.match(rf'"{re.escape(str(odd))}","answered","\w+",0\.\d+,', row)
+
+
+def test_one_picture_may_come_on_stdin(tiles, tmp_path):
+    data = (tiles / "b.png").read_bytes()
+    item, named = json.loads(run("predict", "-", tiles / "b.png", "--format", "json", stdin=data).stdout)
+    assert (item.pop("file"), named.pop("file")) == ("-", str(tiles / "b.png")) and item == named
+    assert run("attention", "-", "-o", tmp_path / "map.json", stdin=data).exit_code == 0
+    assert json.loads((tmp_path / "map.json").read_text())["prediction"]["input"] == item["input"]
+    assert "-: the file is empty" in run("predict", "-").stderr
+
+
+def answer_instead(monkeypatch: pytest.MonkeyPatch, artifact: Path, status: int, answer: object) -> None:
+    """Whatever address is given, this is what answers there."""
+    card = json.dumps(json.loads((artifact / "manifest.json").read_bytes()))
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/model":
+            return httpx.Response(200, text=card)
+        return httpx.Response(status, json=answer, headers={"Content-Type": "application/problem+json"})
+
+    @asynccontextmanager
+    async def connect(url: str, api_key: str | None) -> AsyncIterator[httpx.AsyncClient]:
+        async with httpx.AsyncClient(base_url=url, transport=httpx.MockTransport(reply)) as client:
+            yield client
+
+    monkeypatch.setattr("app.client.connect", connect)
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (200, PREDICTION | {"label": "bad \x1b]0;pwned\x07"}),
+        (200, PREDICTION | {"reasons": [{"code": "bad \x1b]0;pwned\x07", "text": ""}]}),
+        (415, write_problem("unsupported_format", "bad \x1b]0;pwned\x07")),
+        (422, write_problem("invalid_parameter", "bad \x1b]0;pwned\x07")),
+    ],
+)
+def test_no_text_of_a_server_commands_the_terminal(tiles, artifact, monkeypatch, form, status, answer):
+    answer_instead(monkeypatch, artifact, status, answer)
+    result = run("predict", tiles / "b.png", "--url", "http://there", "--format", form)
+    assert r"bad \x1b]0;pwned\x07" in result.output
+    assert "\x1b" not in result.output and "\x07" not in result.output
 
 
 def test_rows_come_one_by_one(tiles):
@@ -229,7 +290,21 @@ def test_grid_knows_the_scale_from_the_file_as_well(field, tmp_path):
     assert [(row["box_x"], row["box_y"]) for row in rows] == [(x, y) for y in ("0", "150") for x in ("0", "150", "300")]
     result = run("predict", field, tagged, "--grid")
     assert result.exit_code == 1 and "tagged.png at 300, 150" in result.stdout
-    assert f"{field}: The file doesn't tell its scale" in result.stderr
+    assert re.search(rf"{field}: The file doesn't tell its scale.* --mpp", result.stderr)
+
+
+@pytest.mark.parametrize(("arguments", "source"), [([], "tag"), (["--mpp", "0.5"], "request")])
+def test_grid_says_of_each_tile_where_it_comes_from(field, tmp_path, arguments, source):
+    tagged = tmp_path / "tagged.tif"
+    with Image.open(field) as picture:
+        picture.save(tagged, dpi=(25_400 / 0.495, 25_400 / 0.495))
+    for item in json.loads(run("predict", tagged, "--grid", "--format", "json", *arguments).stdout):
+        told = {name: item["input"][name] for name in ("format", "mpp_source", "sha256")}
+        assert told == {
+            "format": "TIFF",
+            "mpp_source": source,
+            "sha256": hashlib.sha256(tagged.read_bytes()).hexdigest(),
+        }
 
 
 def test_grid_passes_on_what_is_to_say_of_the_file(field, tmp_path):
@@ -265,7 +340,7 @@ def test_predict_keeps_the_features_of_each_picture(tiles, tmp_path):
     assert result.exit_code == 1, "one is broken"
     rows = np.load(tmp_path / "features.npy")
     assert rows.shape == (3, 32) and np.isnan(rows).all(axis=1).tolist() == [False, True, False]
-    assert is_one_sentence(run("predict", tiles / "b.png", "--features", tmp_path / "features.csv"))
+    assert is_one_sentence(run("predict", tiles / "b.png", "--features", tmp_path / "features.csv"), 2)
 
 
 def test_features_go_to_the_very_file_that_is_named(tiles, tmp_path):
@@ -323,6 +398,15 @@ def test_folders_and_globs_are_the_pictures_in_them(tiles):
     bracketed, single = b.rename(tiles / "[1].png"), broken.rename(tiles / "1.png")
     assert find_pictures([str(bracketed), str(single)]) == [bracketed, single], "a file is no glob"
     assert find_pictures([f"{tiles}/*.webp"]) == [tiles / "*.webp"]
+    assert "matches nothing" in run("predict", f"{tiles}/*.webp").stderr
+
+
+def test_links_that_go_round_in_circles_lead_to_each_file_once(tiles):
+    (tiles / "deeper/again").symlink_to(tiles)
+    (tiles / "link.png").symlink_to(tiles / "b.png")
+    expected = [tiles / name for name in ("b.png", "broken.png", "link.png")]
+    assert find_pictures([f"{tiles}/**/*.png"]) == find_pictures([f"{tiles}/*.png"]) == expected
+    assert find_pictures([str(tiles)]) == [tiles / "b.png", tiles / "broken.png", tiles / "deeper/a.TIF", expected[2]]
 
 
 def test_what_a_dot_hides_in_a_folder_is_no_picture_of_it(tiles):
@@ -390,35 +474,49 @@ def test_attention_reads_a_pipe_as_predict_does(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["attention", "b.png", "-o", "map.jpg"], "must end in .png, .npy or .json"),
         (["attention", "b.png", "-o", "nowhere/map.png"], "can't be written"),
-        (["attention", "b.png", "-o", "map.png", "--method", "attention", "--layer", "99"], "layer 99"),
-        (["attention", "b.png", "-o", "map.png", "--target", "Moon"], "Moon"),
         (["attention", "none.png", "-o", "map.png"], "the file can't be read: No such file"),
         (["attention", "x" * 300 + ".png", "-o", "map.png"], "the file can't be read: File name too long"),
         (["attention", "deeper", "-o", "map.png"], "deeper is a folder"),
-        (["attention", "/dev/null", "-o", "map.png"], "0 bytes came"),
-        (["predict", ""], "empty"),
-        (["predict", "b.png", ""], "empty"),
+        (["attention", "/dev/null", "-o", "map.png"], "the file is empty"),
         (["predict", "b.png", "--url", "http://127.0.0.1:1"], "nobody answers at http://127.0.0.1:1"),
         (["predict", "b.png", "--url", "127.0.0.1:8000"], "http://"),
-        (["predict", "b.png", "--url", "http://127.0.0.1:1", "--artifact", "x"], "--artifact"),
-        (["predict", "b.png", "--artifact", "nowhere"], "there is none nowhere"),
-        (["predict", "b.png", "broken.png", "b.png", "--coverage", "0.33"], "coverage"),
-        (["predict", "b.png", "b.png", "--mpp", "9"], "mpp is 9"),
-        (["predict", "b.png", "b.png", "--mpp", "fine"], "mpp"),
-        (["predict", "b.png", "b.png", "--mpp", "9", "--grid"], "mpp is 9"),
-        (["predict", "b.png", "--mpp", "fine", "--grid"], "--mpp is 'fine'"),
-        (["predict", "b.png", "--grid", "--features", "rows.npy"], "--features"),
-        (["predict", "b.png", "--format", "geojson"], "--grid"),
-        (["predict", "b.png", "b.png", "--grid", "--format", "geojson"], "2 came"),
-        (["serve", "--port", "abc"], "TISSUE_PORT"),
+        (["predict", "b.png", "--artifact", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(tiles, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tiles)
     result = run(*arguments)
     assert is_one_sentence(result), result.output
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["attention", "b.png", "-o", "map.jpg"], "must end in .png, .npy or .json"),
+        (["attention", "b.png", "-o", "map.png", "--method", "attention", "--layer", "99"], "layer 99"),
+        (["attention", "b.png", "-o", "map.png", "--target", "Moon"], "Moon"),
+        (["predict", ""], "empty"),
+        (["predict", "b.png", ""], "empty"),
+        (["predict", "b.png", "--url", "http://127.0.0.1:1", "--artifact", "x"], "--artifact"),
+        (["predict", "b.png", "broken.png", "b.png", "--coverage", "0.33"], "coverage"),
+        (["predict", "b.png", "b.png", "--mpp", "9"], "mpp is 9"),
+        (["predict", "b.png", "b.png", "--mpp", "fine"], "mpp"),
+        (["predict", "b.png", "b.png", "--mpp", "9", "--grid"], "mpp is 9"),
+        (["predict", "b.png", "--mpp", "fine", "--grid"], "--mpp is 'fine'"),
+        (["predict", "b.png", "--grid", "--features", "rows.npy"], "--features"),
+        (["predict", "-", "--features", "rows.npy"], "stdin"),
+        (["predict", "b.png", "--format", "geojson"], "--grid"),
+        (["predict", "b.png", "b.png", "--grid", "--format", "geojson"], "2 came"),
+        (["serve", "--port", "abc"], "--port: "),
+    ],
+)
+def test_wrong_use_is_told_in_one_sentence_and_by_the_status(tiles, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tiles)
+    result = run(*arguments)
+    assert is_one_sentence(result, 2), result.output
     assert sentence in result.stderr
     assert result.stdout == ""
 
@@ -430,8 +528,15 @@ def test_unknown_variable_is_told_in_one_sentence(tiles, monkeypatch):
     assert "TISSUE_ARTIFACT" in result.stderr
 
 
+def test_a_wrong_variable_is_called_by_its_name(monkeypatch):
+    monkeypatch.setenv("TISSUE_PORT", "abc")
+    result = run("serve")
+    assert is_one_sentence(result) and "TISSUE_PORT: " in result.stderr
+
+
 def test_wrong_key_is_told_in_one_sentence(tiles, service):
-    assert is_one_sentence(run("predict", tiles, "--url", service, "--api-key", "wrong"))
+    result = run("predict", tiles, "--url", service, "--api-key", "wrong")
+    assert is_one_sentence(result) and "--api-key" in result.stderr and "TISSUE_API_KEY" in result.stderr
 
 
 def test_the_key_comes_from_a_variable_too(tiles, service, monkeypatch):

@@ -1,16 +1,21 @@
 import asyncio
-import io
+import gzip
+import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from app.client import Card, Unanswered, ask, ask_all, ask_features, ask_model, connect, open_here
+from app.client import LARGEST_ANSWER_BYTES, Card, Unanswered, ask, ask_all, ask_features, ask_model, connect, open_here
 from app.export import Answer
 from app.settings import Settings
+from tests.app.documents import PREDICTION, write_problem
 
-CARD = {
+PROBLEM_TYPE = {"Content-Type": "application/problem+json"}
+CARD: dict[str, Any] = {
     "classes": [{"name": "Tumor", "description": "Tumour epithelium", "color": "#c80000"}],
     "tile_px": 150,
     "tile_mpp": 0.495,
@@ -43,8 +48,8 @@ def test_busy_service_is_asked_again_when_it_says():
 
 
 def test_service_that_stays_busy_is_given_up():
-    problem = {"detail": "the queue is full", "code": "queue_full"}
-    headers = {"Retry-After": "0", "Content-Type": "application/problem+json"}
+    problem = write_problem("queue_full", "the queue is full")
+    headers = {"Retry-After": "0", **PROBLEM_TYPE}
     asked = []
 
     def refuse(request: httpx.Request) -> httpx.Response:
@@ -86,6 +91,7 @@ async def test_a_key_beyond_ascii_travels_and_an_address_that_is_none_is_told():
         with pytest.raises(Unanswered, match=r"nobody answers|is no address"):
             async with connect(url, "schlüssel") as client:
                 assert client.headers.raw[-1] == (b"X-API-Key", "schlüssel".encode())
+                assert client.headers["Accept-Encoding"] == "identity"
                 await ask_model(client)
 
 
@@ -104,8 +110,19 @@ async def test_a_key_that_no_header_can_carry_is_at_fault_itself(key):
         httpx.Response(200, json=[]),
         httpx.Response(200, json={"status": "ok"}),
         httpx.Response(200, json=CARD | {"classes": ["Tumor"]}),
-        httpx.Response(422, json={}, headers={"Content-Type": "application/problem+json"}),
-        httpx.Response(422, text="no", headers={"Content-Type": "application/problem+json"}),
+        httpx.Response(200, json=CARD | {"classes": [CARD["classes"][0] | {"color": "zz"}]}),
+        httpx.Response(200, json=CARD | {"classes": [CARD["classes"][0] | {"name": "\x1b]0;pwned\x07"}]}),
+        httpx.Response(200, json=CARD | {"feature_width": 10**12}),
+        httpx.Response(200, json=CARD | {"feature_width": -1}),
+        httpx.Response(200, text=json.dumps(CARD).replace("0.495", "1e999")),
+        httpx.Response(200, text="[" * 200_000),
+        httpx.Response(200, json=CARD, headers={"Content-Encoding": "br"}),
+        httpx.Response(200, content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"}),
+        httpx.Response(422, json={}, headers=PROBLEM_TYPE),
+        httpx.Response(422, text="no", headers=PROBLEM_TYPE),
+        httpx.Response(422, text="[" * 200_000, headers=PROBLEM_TYPE),
+        httpx.Response(422, json=write_problem("x", "y") | {"code": ["x"]}, headers=PROBLEM_TYPE),
+        httpx.Response(422, json=write_problem("x", "y") | {"detail": {}}, headers=PROBLEM_TYPE),
     ],
 )
 def test_what_is_no_answer_of_a_service_is_said_to_be_none(answer):
@@ -113,7 +130,20 @@ def test_what_is_no_answer_of_a_service_is_said_to_be_none(answer):
         call(ask_model, lambda request: answer)
 
 
-@pytest.mark.parametrize("wait", ["86400", "²"])
+def test_an_answer_without_an_end_is_left():
+    sent = []
+
+    async def go_on() -> AsyncIterator[bytes]:
+        while True:
+            sent.append(1 << 16)
+            yield b" " * (1 << 16)
+
+    with pytest.raises(Unanswered, match="over 16 MiB: is it a tissue service"):
+        call(ask_model, lambda request: httpx.Response(200, content=go_on()))
+    assert sum(sent) <= LARGEST_ANSWER_BYTES + (1 << 17)
+
+
+@pytest.mark.parametrize("wait", ["86400", "²", "9" * 5000])
 def test_nobody_waits_for_a_day(wait, monkeypatch):
     waits = []
 
@@ -157,12 +187,39 @@ def test_answers_come_in_the_order_of_the_pictures(tmp_path: Path):
 
     async def answer(request: httpx.Request) -> httpx.Response:
         await asyncio.sleep(0)  # others overtake
-        return httpx.Response(200, json={"label": request.content.decode()})
+        return httpx.Response(200, json=PREDICTION | {"label": request.content.decode()})
 
     answers = gather(pictures, answer)
     assert [item["file"] for item in answers] == [str(picture) for picture in pictures]
     assert answers[0]["error"]["code"] == "unreadable_file"
     assert [item["label"] for item in answers[1:]] == [picture.name for picture in pictures[1:]]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        {},
+        {"error": "boom"},
+        PREDICTION | {"confidence": "high"},
+        PREDICTION | {"confidence": "0.9"},
+        PREDICTION | {"verdict": "\x1b[31m"},
+        PREDICTION | {"input": {}},
+        PREDICTION | {"reasons": ["blurred"]},
+    ],
+)
+def test_what_is_no_prediction_fails_its_picture_alone(tmp_path: Path, garbage):
+    (tmp_path / "a.png").write_bytes(b"bytes")
+    answers = iter([garbage, PREDICTION])
+    wrong, right = gather([tmp_path / "a.png"] * 2, lambda request: httpx.Response(200, json=next(answers)))
+    assert "is it a tissue service" in wrong["error"]["detail"] and list(wrong) == ["file", "error"]
+    assert right == {"file": str(tmp_path / "a.png"), **PREDICTION}
+
+
+def test_what_is_noted_of_the_picture_here_is_not_the_servers_to_say(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"bytes")
+    claims = {"file": "b.png", "box": {"x": 1}, "error": "boom"}
+    (item,) = gather([tmp_path / "a.png"], lambda request: httpx.Response(200, json=PREDICTION | claims))
+    assert item == {"file": str(tmp_path / "a.png"), **PREDICTION}
 
 
 def test_ctrl_c_ends_it_without_a_server_too(tiny_artifact: Path, png: bytes, tmp_path: Path):
@@ -187,12 +244,12 @@ async def test_without_a_server_no_body_is_too_large(tiny_artifact: Path, png: b
 
 def test_an_option_that_is_wrong_for_all_ends_it(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"bytes")
-    problem = {"detail": "no such coverage", "code": "coverage_unavailable"}
+    problem = write_problem("coverage_unavailable", "no such coverage")
     asked = []
 
     async def refuse(request: httpx.Request) -> httpx.Response:
         asked.append(request)
-        return httpx.Response(422, json=problem, headers={"Content-Type": "application/problem+json"})
+        return httpx.Response(422, json=problem, headers=PROBLEM_TYPE)
 
     with pytest.raises(Unanswered, match="no such coverage"):
         gather([tmp_path / "a.png"] * 100, refuse)
@@ -200,23 +257,25 @@ def test_an_option_that_is_wrong_for_all_ends_it(tmp_path: Path):
 
 
 def test_features_that_do_not_come_are_told(tmp_path: Path):
-    pictures = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    pictures = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png")]
     for picture in pictures:
         picture.write_bytes(picture.name.encode())
-    row = io.BytesIO()
-    np.save(row, np.ones(4, np.float32))
+    row = {name: PREDICTION[name] for name in ("input", "model")} | {"features": [1.0] * 4}
 
     def answer(request: httpx.Request) -> httpx.Response:
         match request.content:
             case b"a.png":
-                return httpx.Response(200, content=row.getvalue())
+                return httpx.Response(200, json=row)
             case b"b.png":
                 return httpx.Response(200, text="<html>")
+            case b"c.png":
+                return httpx.Response(200, json=row | {"features": [1.0] * 7})
             case _:
                 return httpx.Response(500, json={"detail": "the cause is in the log"})
 
     found = call(lambda client: ask_features(client, pictures, None, 4), answer)
     assert isinstance(found, tuple)
     rows, missing = found
-    assert np.isnan(rows).all(axis=1).tolist() == [False, True, True]
-    assert "what are no features" in missing[str(pictures[1])] and "answered 500" in missing[str(pictures[2])]
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, True, True]
+    assert "what are no features" in missing[str(pictures[1])] and "answered 500" in missing[str(pictures[3])]
+    assert "7 features, where its model has 4" in missing[str(pictures[2])]

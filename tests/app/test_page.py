@@ -451,6 +451,7 @@ def test_many_tiles_and_broken_files_are_sorted_counted_and_saved(open_page, til
     items = json.loads(saved["JSON"])
     assert len(rows) == len(items) == 203
     assert list(rows[0]) == list_columns(next(item["probabilities"] for item in items if "error" not in item))
+    assert saved["CSV"].startswith('"file","status","label",') and '"answered"' in saved["CSV"]
     assert {row["file"] for row in rows} == {"'" + FORMULA, *names, *(name for name, _ in broken)} - {FORMULA}
     for row, item in zip(rows, items, strict=True):
         assert row["file"].removeprefix("'") == item["file"]

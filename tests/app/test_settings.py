@@ -120,5 +120,5 @@ def test_keys_are_read_once_from_a_file_as_any_editor_writes_it(tmp_path):
 def test_a_keys_file_that_cannot_be_read_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "keys").write_bytes(content)
-    with pytest.raises(ValidationError, match=r"keys, which TISSUE_API_KEYS_FILE names, can't be read as UTF-8"):
+    with pytest.raises(ValidationError, match=r"keys, which --api-keys-file .* names, can't be read as UTF-8"):
         Settings(api_keys_file=tmp_path / "keys")

@@ -30,7 +30,7 @@ def test_an_artifact_reads_back_and_verifies(artifact):
 def test_a_folder_without_manifest_is_refused(tmp_path):
     with pytest.raises(CorruptArtifact, match=r"holds no manifest\.json"):
         read_manifest(tmp_path)
-    with pytest.raises(CorruptArtifact, match=r"there is none .*tissu$"):
+    with pytest.raises(CorruptArtifact, match=r"there is no folder .*tissu$"):
         read_manifest(tmp_path / "tissu")
 
 

@@ -63,12 +63,15 @@ function prefix(word, values) {
   return Object.fromEntries(Object.entries(values).map(([name, value]) => [word + name, value]));
 }
 
-/** A spreadsheet runs text that starts like a formula: an apostrophe stops it. Numbers stay numbers. */
+/**
+ * A spreadsheet runs text that starts like a formula: an apostrophe stops it. Where `;` separates, a text without quotes
+ * would be cut at its own, and the rest could be a formula. Numbers stay numbers.
+ */
 function writeCell(value) {
   if (typeof value === "number") return String(value);
   const text = String(value);
   const harmless = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
-  return /[",\r\n]/.test(harmless) ? `"${harmless.replaceAll('"', '""')}"` : harmless;
+  return `"${harmless.replaceAll('"', '""')}"`;
 }
 
 export function saveList(text, type, ending) {
