@@ -539,8 +539,9 @@ def test_an_unknown_scale_can_be_given(open_page, tiles):
     page.get_by_role("button", name="Use for this tile").click()
     page.locator(".facts summary").click()
     page.get_by_text("0.495 µm per pixel, given with the request").wait_for()
+    name = page.locator("#tile-file").inner_text()
     page.locator("#gallery [aria-selected=false]").click()
-    page.locator("#tile-file:text-is('two.png')").wait_for()
+    page.locator(f"#tile-file:not(:text-is('{name}'))").wait_for()
     page.locator("#tile-mpp").fill("0.5")
     page.get_by_role("button", name="Use for all").click()
     page.get_by_text("0.5 µm per pixel, given with the request").wait_for()
@@ -595,6 +596,94 @@ def test_an_answer_of_unknown_scale_gets_no_tick(open_page, service):
     assert verdict.locator(".sign").inner_text() == "\u2713"
     assert "No reason for doubt was found" in verdict.inner_text()
     assert verdict.evaluate("(box) => getComputedStyle(box).borderLeftColor") != unsure
+
+
+def test_an_unknown_scale_is_said_in_the_list_too(open_page, tmp_path):
+    page = open_page().page
+    drop(page, ("tile.png", (SHIPPED_ARTIFACT / "golden.png").read_bytes()))
+    wait_until_done(page, 1)
+    option = page.locator("#gallery [role=option]")
+    assert str(option.get_attribute("aria-label")).endswith("ok, if the scale is right")
+    assert option.locator(".mark").inner_text() == "?"
+    page.get_by_role("button", name="ok, if the scale is right 1").click()
+    page.get_by_role("button", name="Table").click()
+    cell = page.locator("#table td:last-child")
+    assert cell.inner_text() == "ok, if the scale is right"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="JSON").click()
+    download.value.save_as(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved").read_bytes())[0]["verdict"] == "ok"
+
+    page.get_by_role("button", name="Pictures").click()
+    page.get_by_role("button", name="ok, if the scale is right 1").click()
+    page.locator("#tile-mpp").fill("0.495")
+    page.get_by_role("button", name="Use for this tile").click()
+    page.locator("#verdict[data-verdict=ok]").wait_for()
+    assert str(option.get_attribute("aria-label")).endswith(" %, ok") and option.locator(".mark").count() == 0
+    assert not page.locator("#filters [data-verdict=unscaled]").is_visible()
+
+
+def test_the_queue_goes_by_verdict_and_opens_with_its_first_tile(open_page, service, tiles):
+    visit = open_page()
+    page = visit.page
+    answer = ask(service, "/predict", tiles[0], mpp="0.5")
+    unscaled = [{"code": "unknown_scale", "text": "The scale is unknown"}]
+    found = [
+        {"verdict": "ok", "confidence": 0.4},
+        {"verdict": "ok", "confidence": 0.3, "warnings": unscaled},
+        {"verdict": "uncertain", "confidence": 0.9, "warnings": unscaled},
+        {"verdict": "ok", "confidence": 0.2},
+        {"verdict": "uncertain", "confidence": 0.6},
+        {"verdict": "out_of_scope", "confidence": 0.97},
+    ]
+    page.context.route("**/predict", lambda route: route.fulfill(json=answer | found.pop(0)))
+    give(page, *((f"{n}.png", tiles[0]) for n in range(len(found))))
+    wait_until_done(page, 6)
+    options = page.locator("#gallery [role=option]")
+    assert [str(option.get_attribute("aria-label")).split(", ", 1)[1] for option in options.all()] == [
+        "97 %, out of scope",
+        "60 %, uncertain",
+        "90 %, uncertain",
+        "30 %, ok, if the scale is right",
+        "20 %, ok",
+        "40 %, ok",
+    ]
+    assert options.first.get_attribute("aria-selected") == "true"
+    assert page.locator("#tile-file").inner_text() == options.first.get_attribute("title")
+    page.get_by_role("button", name="Table").click()
+    verdicts = page.locator("#table td:last-child")
+    shown = verdicts.all_inner_texts()
+    page.locator("#table thead").get_by_role("button", name="Verdict").click()
+    assert verdicts.all_inner_texts() == shown
+    visit.check()
+
+
+@pytest.mark.parametrize(("touched", "name"), [("#gallery [title='1.png']", "1.png"), ("#tile-file", "0.png")])
+def test_a_tile_that_was_opened_meanwhile_stays_open(open_page, service, tiles, touched, name):
+    page = open_page().page
+    answer = ask(service, "/predict", tiles[0], mpp="0.5")
+    found = [{"verdict": "ok"}, {"verdict": "ok"}, {"verdict": "uncertain"}]
+    held = hold(page, "predict")
+    give(page, *((f"{n}.png", tiles[0]) for n in range(3)))
+    page.locator(touched).click()
+    while found:
+        if held:
+            held.pop(0).fulfill(json=answer | found.pop(0))
+        page.wait_for_timeout(20)
+    wait_until_done(page, 3)
+    assert page.locator("#gallery [role=option]").first.get_attribute("title") != name
+    assert page.locator("#tile-file").inner_text() == name
+
+
+def test_a_class_is_named_once(open_page, service, tiles):
+    page = open_page().page
+    answer = ask(service, "/predict", tiles[0]) | {"label": "Debris"}
+    page.context.route("**/predict", lambda route: route.fulfill(json=answer))
+    drop(page, ("tile.png", tiles[0]))
+    wait_until_done(page, 1)
+    assert page.locator("#tile-description").inner_text() == "Necrosis, bleeding, mucus."
+    page.get_by_role("button", name="Model card").click()
+    assert "Debris necrosis, bleeding, mucus" in page.locator("#card .classes").inner_text()
 
 
 def test_beside_a_map_stands_how_its_method_was_judged(open_page, service, tiles):

@@ -1,7 +1,7 @@
 // The model card in words: what it knows, how well, on what data, what it must not be used for.
 
 import { make, swatch } from "./dom.js";
-import { asLabel, asSentence, count, list, number, percent } from "./words.js";
+import { asLabel, asSentence, count, list, number, omitName, percent } from "./words.js";
 
 const BASELINE = "accuracy of "; // begins the names of such figures
 const COUNTED = /^(size|nll|brier|ece|macro)/; // metrics that are no shares
@@ -44,7 +44,7 @@ function points(texts) {
 }
 
 function describeClass({ name, description, color }) {
-  return make("li", {}, swatch(color), make("strong", {}, name), ` ${description}`);
+  return make("li", {}, swatch(color), make("strong", {}, name), ` ${omitName(description, name)}`);
 }
 
 /** Each protocol by itself: figures of different ones must not be compared. */

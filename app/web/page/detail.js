@@ -31,7 +31,7 @@ export class Detail {
     find("tile").dataset.state = tile.shownState;
     find("looked").hidden = !answer;
     for (const part of [".likely", ".facts"]) document.querySelector(part).hidden = !answer;
-    find("scale-form").hidden = mpp === null && !(answer && lacksScale(answer)); // what was given can be corrected
+    find("scale-form").hidden = mpp === null && !tile.lacksScale; // what was given can be corrected
     find("tile-mpp").value = mpp ?? "";
     if (answer) this.#drawAnswer(tile);
     else this.#drawProblem(tile);
@@ -53,15 +53,14 @@ export class Detail {
       make("span", { className: "share" }, percent(answer.confidence)),
     );
     find("tile-description").textContent = asSentence(asLabel(this.#describeClass(answer.label)));
-    this.#drawVerdict(answer);
+    this.#drawVerdict(tile);
     this.#drawBars(answer);
     find("set").textContent = tellSet(answer.prediction_set, answer.probabilities);
     find("facts").replaceChildren(...listFacts(tile));
   }
 
-  #drawVerdict(answer) {
+  #drawVerdict({ answer, verdict }) {
     const { reasons, warnings, tta } = answer;
-    const verdict = answer.verdict === "ok" && lacksScale(answer) ? "unscaled" : answer.verdict;
     const { mark: sign, title } = describeVerdict(verdict);
     const heading = verdict === "ok" && warnings.length ? `${title}, but:` : title;
     const remarks = [...reasons, ...warnings].map(({ text }) => make("li", {}, asSentence(text)));
@@ -90,10 +89,6 @@ export class Detail {
       });
     find("bars").tBodies[0].replaceChildren(...rows);
   }
-}
-
-function lacksScale({ warnings }) {
-  return warnings.some(({ code }) => code === "unknown_scale");
 }
 
 function mark(sign) {

@@ -79,6 +79,11 @@ export function swatch(color) {
   return square;
 }
 
+/** What marks a tile of some verdict or state, which an element around it names as data: it has the badge's colours. */
+export function badge(sign) {
+  return make("span", { className: "mark", ariaHidden: "true" }, sign);
+}
+
 /** Marks one of several buttons as pressed. */
 export function press(buttons, pressed) {
   for (const button of buttons) button.setAttribute("aria-pressed", String(button === pressed));

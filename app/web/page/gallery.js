@@ -1,6 +1,6 @@
 // The review queue as pictures: a list box, one tab stop, arrows move and choose.
 
-import { make, redraw } from "./dom.js";
+import { badge, make, redraw } from "./dom.js";
 import { STATES, describeVerdict, percent } from "./words.js";
 
 export class Gallery {
@@ -59,20 +59,20 @@ export class Gallery {
 }
 
 function fillOption(option, tile, colorOf) {
-  const { answer, problem, name, shownState } = tile;
-  const verdict = answer && describeVerdict(answer.verdict);
+  const { answer, problem, name, shownState, verdict } = tile;
+  const { mark: sign, short } = answer ? describeVerdict(verdict) : {};
   const title = answer?.label ?? STATES[tile.state];
-  const spoken = answer ? `${title}, ${percent(answer.confidence)}, ${verdict.short}` : title;
+  const spoken = answer ? `${title}, ${percent(answer.confidence)}, ${short}` : title;
   option.title = name;
   option.ariaLabel = `${name}: ${spoken}`;
   option.dataset.state = shownState;
-  option.dataset.verdict = answer?.verdict ?? "";
+  option.dataset.verdict = verdict ?? "";
   option.style.setProperty("--color", answer ? colorOf(answer.label) : "transparent");
-  const mark = problem ? "!" : answer && answer.verdict !== "ok" ? verdict.mark : "";
+  const mark = problem ? "!" : answer && verdict !== "ok" ? sign : "";
   option.replaceChildren(
     tile.thumbnail,
     make("span", { className: "name" }, title),
     make("span", { className: "share" }, answer ? percent(answer.confidence) : ""),
-    ...(mark ? [make("span", { className: "mark", ariaHidden: "true" }, mark)] : []),
+    ...(mark ? [badge(mark)] : []),
   );
 }

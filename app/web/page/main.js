@@ -3,7 +3,7 @@
 import { Api } from "./api.js";
 import { describeCard } from "./card.js";
 import { Detail } from "./detail.js";
-import { atNextFrame, find, make, placeChildren, press, swatch } from "./dom.js";
+import { atNextFrame, badge, find, make, placeChildren, press, swatch } from "./dom.js";
 import { saveList, writeCsv, writeJson } from "./export.js";
 import { Gallery } from "./gallery.js";
 import { Heat } from "./heat.js";
@@ -14,7 +14,7 @@ import { explain } from "./problems.js";
 import { Queue } from "./queue.js";
 import { Table } from "./table.js";
 import { ORDERS, Tile, Tiles } from "./tiles.js";
-import { count, describeVerdict, list, percent } from "./words.js";
+import { count, describeVerdict, list, omitName, percent } from "./words.js";
 
 const THUMBNAIL_PX = 144;
 const UNKNOWN_COLOR = "#808080";
@@ -26,7 +26,7 @@ const tiles = new Tiles();
 let card = null;
 
 const colorOf = (label) => card?.classes.find(({ name }) => name === label)?.color ?? UNKNOWN_COLOR;
-const describeClass = (label) => card?.classes.find(({ name }) => name === label)?.description ?? "";
+const describeClass = (label) => omitName(card?.classes.find(({ name }) => name === label)?.description ?? "", label);
 
 const heat = new Heat(api, tiles);
 const detail = new Detail(colorOf, describeClass);
@@ -197,12 +197,21 @@ function arrange(isWanted) {
     hasArrangedAll = queue.isIdle;
     arrangedAt = performance.now();
   }
+  openFirst();
   if (isTable) table.draw(arranged, tiles.selected);
   else gallery.draw(arranged, tiles.selected);
   const at = arranged.indexOf(tiles.selected);
   find("previous").disabled = at <= 0;
   find("next").disabled = at < 0 || at === arranged.length - 1;
   find("order").disabled = isTable && Boolean(table.key);
+}
+
+/**
+ * Which tile wants looking at first is known when all are answered. Until then the one that came first is shown; if the
+ * reader has taken that up, or opened another, it stays.
+ */
+function openFirst() {
+  if (queue.isIdle && arranged.length && !tiles.isTakenUp) tiles.select(arranged[0]);
 }
 
 /** Without an answer, and without any hope of one unless it is asked for again. */
@@ -215,19 +224,21 @@ function drawFilters() {
   const answered = tiles.all.filter(({ answer }) => answer);
   const names = card ? card.classes.map(({ name }) => name) : [...new Set(answered.map(({ answer }) => answer.label))].sort();
   const kinds = [
-    ...names.map((name) => ({ title: name, color: colorOf(name), admits: ({ answer }) => answer?.label === name })),
-    ...["uncertain", "out_of_scope"].map((verdict) => ({
+    ...names.map((name) => ({ title: name, sign: swatch(colorOf(name)), admits: ({ answer }) => answer?.label === name })),
+    ...["out_of_scope", "uncertain", "unscaled"].map((verdict) => ({
       title: describeVerdict(verdict).short,
-      admits: ({ answer }) => answer?.verdict === verdict,
+      sign: badge(describeVerdict(verdict).mark),
+      data: { verdict },
+      admits: (tile) => tile.verdict === verdict,
     })),
-    { title: "no answer", admits: isLeft },
+    { title: "no answer", sign: badge("!"), data: { state: "failed" }, admits: isLeft },
   ];
   const root = find("filters");
-  const buttons = kinds.map(({ title, color, admits }) => {
+  const buttons = kinds.map(({ title, sign, data, admits }) => {
     const n = tiles.all.filter(admits).length;
     const known = [...root.children].find((button) => button.dataset.title === title);
     const button = known ?? make("button", { type: "button" });
-    button.dataset.title = title;
+    Object.assign(button.dataset, { title, ...data });
     button.onclick = () => {
       filter = filter?.title === title ? null : { title, admits };
       arrange(true);
@@ -235,7 +246,7 @@ function drawFilters() {
     };
     button.hidden = !n && filter?.title !== title;
     button.setAttribute("aria-pressed", String(filter?.title === title));
-    button.replaceChildren(...(color ? [swatch(color)] : []), `${title} `, make("b", {}, String(n)));
+    button.replaceChildren(sign, `${title} `, make("b", {}, String(n)));
     return button;
   });
   placeChildren(root, buttons);
@@ -281,6 +292,9 @@ function setForm(asTable) {
 function listenForButtons() {
   find("as-gallery").addEventListener("click", () => setForm(false));
   find("as-table").addEventListener("click", () => setForm(true));
+  for (const kind of ["pointerdown", "wheel", "focusin"]) {
+    find("tile").addEventListener(kind, () => (tiles.isTakenUp = true), { passive: true });
+  }
   find("order").addEventListener("change", () => arrange(true));
   find("previous").addEventListener("click", () => step(-1));
   find("next").addEventListener("click", () => step(1));

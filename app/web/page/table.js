@@ -1,7 +1,7 @@
 // The same tiles as rows, sortable by every column.
 
 import { make, redraw, swatch } from "./dom.js";
-import { collator, labelOrLast, measureDoubt, rankDoubt } from "./tiles.js";
+import { collator, labelOrLast, measureDoubt, rankVerdict } from "./tiles.js";
 import { STATES, describeVerdict, number, percent } from "./words.js";
 
 const COLUMNS = [
@@ -14,8 +14,14 @@ const COLUMNS = [
     hint: "Entropy of the probabilities, as a share of the highest possible; what the model can't judge counts as more",
     value: rankDoubt,
   },
-  { key: "verdict", title: "Verdict", value: (tile) => tile.answer?.verdict ?? tile.state },
+  { key: "verdict", title: "Verdict", value: rankVerdict },
 ];
+
+/** To sort by: failures have less than the surest. */
+function rankDoubt({ answer }) {
+  if (!answer) return -1;
+  return measureDoubt(answer.probabilities) + (answer.verdict === "out_of_scope" ? 1 : 0);
+}
 
 export class Table {
   key = null; // of the column that sorts; null: in the order that the page has
@@ -75,7 +81,7 @@ export class Table {
       make("td", {}, ...(answer ? [swatch(this.#colorOf(answer.label)), answer.label] : [STATES[tile.state]])),
       make("td", { className: "number" }, answer ? percent(answer.confidence) : ""),
       make("td", { className: "number" }, answer ? number(measureDoubt(answer.probabilities), 2) : ""),
-      make("td", {}, answer ? describeVerdict(answer.verdict).short : (tile.problem?.title ?? "")),
+      make("td", {}, answer ? describeVerdict(tile.verdict).short : (tile.problem?.title ?? "")),
     );
     return { item: row, stop: button };
   }

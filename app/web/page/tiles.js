@@ -36,6 +36,16 @@ export class Tile {
     return this.problem ? "failed" : this.state;
   }
 
+  get lacksScale() {
+    return Boolean(this.answer?.warnings.some(({ code }) => code === "unknown_scale"));
+  }
+
+  /** The service's, but "unscaled" where "ok" holds only if the image has the scale that was supposed. */
+  get verdict() {
+    const verdict = this.answer?.verdict ?? null;
+    return verdict === "ok" && this.lacksScale ? "unscaled" : verdict;
+  }
+
   /** What the service is told beside the image. */
   options(settings) {
     return { mpp: this.mpp ?? settings.mpp, coverage: settings.coverage, tta: settings.tta };
@@ -49,10 +59,11 @@ export function measureDoubt(probabilities) {
   return shares.length > 1 ? entropy / Math.log(shares.length) : 0;
 }
 
-/** For the review queue: images the model can't judge come before all doubtful ones, failures last. */
-export function rankDoubt(tile) {
-  if (!tile.answer) return -1;
-  return measureDoubt(tile.answer.probabilities) + (tile.answer.verdict === "out_of_scope" ? 1 : 0);
+const VERDICTS = ["out_of_scope", "uncertain", "unscaled", "ok"]; // as they want looking at: the most urgent first
+
+/** What has no answer comes last; a verdict that this page has never heard of, first. */
+export function rankVerdict({ verdict }) {
+  return verdict ? VERDICTS.indexOf(verdict) : VERDICTS.length;
 }
 
 export const collator = new Intl.Collator("en", { numeric: true }); // tile 9 before tile 10
@@ -62,8 +73,12 @@ export function labelOrLast({ answer }) {
   return answer?.label ?? "\uffff";
 }
 
+function confidenceOf({ answer }) {
+  return answer?.confidence ?? 0;
+}
+
 export const ORDERS = {
-  doubt: (a, b) => rankDoubt(b) - rankDoubt(a) || a.number - b.number,
+  doubt: (a, b) => rankVerdict(a) - rankVerdict(b) || confidenceOf(a) - confidenceOf(b) || a.number - b.number,
   arrival: (a, b) => a.number - b.number,
   name: (a, b) => collator.compare(a.name, b.name) || a.number - b.number,
   label: (a, b) => collator.compare(labelOrLast(a), labelOrLast(b)) || ORDERS.doubt(a, b),
@@ -76,6 +91,7 @@ export class Tiles extends EventTarget {
     this.all = [];
     /** @type {Tile | null} */
     this.selected = null;
+    this.isTakenUp = false; // the reader has opened a tile, or has begun with the one that is shown
     /** @type {Settings} */
     this.settings = { mpp: null, coverage: null, tta: false };
   }
@@ -89,11 +105,13 @@ export class Tiles extends EventTarget {
   clear() {
     this.all = [];
     this.selected = null;
+    this.isTakenUp = false;
     this.tell();
   }
 
   select(tile) {
     this.selected = tile;
+    this.isTakenUp = true;
     this.tell();
   }
 

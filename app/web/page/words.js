@@ -35,6 +35,12 @@ export function asLabel(name) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
+/** "debris: necrosis, bleeding" of Debris -> "necrosis, bleeding": the name stands beside it. */
+export function omitName(description, name) {
+  const start = `${name}: `;
+  return description.toLowerCase().startsWith(start.toLowerCase()) ? description.slice(start.length) : description;
+}
+
 /** Of a tile without an answer. */
 export const STATES = { waiting: "waiting", asked: "asking", failed: "no answer", cancelled: "cancelled" };
 
