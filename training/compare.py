@@ -224,7 +224,7 @@ def render_accuracy(results: Results) -> str:
         if e.waits_for and (e.name, "random") not in results.judged
     ]
     if waiting:
-        text += f"\n\nNot run, as the weights they start from are not there: {', '.join(waiting)}."
+        text += f"\n\nNot run, as the weights they start from are not there, or not finished: {', '.join(waiting)}."
     return text
 
 

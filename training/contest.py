@@ -26,7 +26,7 @@ from training.folds import (
     describe_answer,
     make_folds,
 )
-from training.run import IGNORED_BY_FOLDS, claim, describe_settings
+from training.run import IGNORED_BY_FOLDS, claim, describe_settings, is_finished
 
 GROUPINGS: tuple[Grouping, ...] = ("random", "slide")
 DECIMALS = 3  # of the logits that are kept
@@ -46,7 +46,7 @@ class Entrant:
     @property
     def waits_for(self) -> Path | None:
         init = self.config.init
-        return None if init is None or init.exists() else init
+        return None if init is None or is_finished(init) else init
 
 
 def enter(config: Compare, folder: Path) -> list[Entrant]:

@@ -103,6 +103,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def is_finished(weights: Path) -> bool:
+    """False for what isn't there yet, and for the checkpoint of a run that has steps to go."""
+    settings = weights.with_name("config.json")
+    if weights.name != "latest.pt" or not (weights.exists() and settings.exists()):
+        return weights.exists()
+    steps: int = read_settings(settings)["optimisation"]["steps"]
+    return bool(checkpoint.load(weights)["step"] >= steps)
+
+
 def describe_settings(
     config: Fit | Pretrain, tiles: TileSet | None = None, ignored: frozenset[str] = IGNORED_BY_FITS
 ) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from training.run import (
     cross_validate_and_keep,
     export_run,
     fit_and_export,
+    is_finished,
 )
 
 
@@ -92,6 +93,18 @@ def test_weights_that_are_not_there_claim_no_folder(small_fit, tmp_path):
         with pytest.raises(BadConfig, match=r"init is .*latest\.pt, and there is no such file$"):
             train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_counts_as_finished_when_its_run_has_no_steps_to_go(run, tmp_path):
+    assert is_finished(run[0] / "latest.pt")
+    shutil.copytree(run[0], tmp_path / "run")
+    state = checkpoint.load(tmp_path / "run" / "latest.pt")
+    checkpoint.save(state | {"step": 3}, tmp_path / "run" / "latest.pt")
+    assert not is_finished(tmp_path / "run" / "latest.pt")
+    assert not is_finished(tmp_path / "later.pt")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "published.pth").touch()
+    assert is_finished(tmp_path / "published.pth")
 
 
 def test_settings_that_cannot_be_read_are_named(small_fit, tmp_path):
