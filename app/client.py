@@ -25,6 +25,7 @@ from app.grid import cut_field, read_field
 from app.main import create_app
 from app.schemas import Features, ModelClass, Prediction, Problem
 from app.settings import Settings
+from model.artifact import CLASS_NAME, COLOR
 from model.pixels import EmptyImage, ImageRefused
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -51,8 +52,8 @@ WRONG_FOR_ALL = WRONG_OPTION | {"unauthorized"}
 class KnownClass(ModelClass):
     """As the manifest of an artefact has them."""
 
-    name: str = Field(pattern=r"^[^:\x00-\x1f\x7f-\x9f]+$")
-    color: str = Field(pattern=r"^#[0-9a-f]{6}$")
+    name: str = Field(pattern=CLASS_NAME)
+    color: str = Field(pattern=COLOR)
 
 
 class Card(BaseModel):

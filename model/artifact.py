@@ -24,6 +24,8 @@ Removal = Literal["token", "pixels", "pixels and token"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+CLASS_NAME = r"^[^:\x00-\x1f\x7f-\x9f]+$"  # printed on terminals; QuPath splits at colons
+COLOR = r"^#[0-9a-f]{6}$"
 NOTES = (".md", ".txt")  # that may lie beside an artefact
 
 
@@ -36,9 +38,9 @@ class Part(BaseModel):
 
 
 class TissueClass(Part):
-    name: str = Field(pattern=r"^[^:\x00-\x1f\x7f-\x9f]+$")  # printed on terminals; QuPath splits at colons
+    name: str = Field(pattern=CLASS_NAME)
     description: str
-    color: str = Field(pattern=r"^#[0-9a-f]{6}$")
+    color: str = Field(pattern=COLOR)
 
 
 class Architecture(Part):
