@@ -1,8 +1,9 @@
 """`python -m benchmarks.gpu`: one call that measures an NVIDIA GPU and prints tables.
 
-First the engine alone: images/s by batch, for fp32 and fp16, plain or fused attention, and three ways to call it (plain
-run; buffers kept on the GPU; a captured CUDA graph), with the share of the card's measured bf16 matmul speed. Then the
-service end to end with 1, 4, 8 and 16 workers. What can't be measured here is said, not guessed.
+First the engine alone: images/s by batch, for fp32 as it is served, fp32 with TF32, and fp16, plain or fused attention,
+and three ways to call it (plain run; buffers kept on the GPU; a captured CUDA graph), with the share of the measured
+bf16 matmul speed of the card. Then the service end to end with 1, 4, 8 and 16 workers. What cannot be measured here is
+said, not guessed.
 """
 
 import shutil
@@ -24,7 +25,7 @@ from benchmarks.servers import ARTIFACT, BENCH, LOGS, TISSUE, run_server
 from benchmarks.tiles import load_tiles
 from model.artifact import Manifest, Precision, read_manifest
 from model.runtime import ort
-from model.session import DeviceUnavailable, has_nvidia_driver, open_cuda_session
+from model.session import CUDA_OPTIONS, DeviceUnavailable, has_nvidia_driver, open_cuda_session
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WORKERS = (1, 4, 8, 16)
@@ -43,7 +44,7 @@ out = Console()
 
 @dataclass(frozen=True)
 class Graph:
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "tf32", "fp16"]
     attention: Attention
     path: Path
 
@@ -52,20 +53,20 @@ class Graph:
 
 
 def make_graphs(artifact: Path, manifest: Manifest, folder: Path) -> list[Graph]:
-    """Both precisions, each with plain and with fused attention, each file with its weights in it."""
+    """All precisions, each with plain and with fused attention, each file with its weights in it."""
     import onnx  # the training's dependency; loaded only where graphs are made
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     folder.mkdir(parents=True, exist_ok=True)
-    graphs = []
+    graphs: list[Graph] = []
     for attention in ("plain", "fused"):
         proto = onnx.load(artifact / manifest.file("predict", "fp32").path)
         if attention == "fused" and fuse_attention(proto) != manifest.layers:
             raise ValueError(f"{manifest.name} has {manifest.layers} layers, but their attention was not recognised")
-        for precision in ("fp32", "fp16"):
-            path = folder / f"{attention}.{precision}.onnx"
-            onnx.save(convert_float_to_float16(proto, keep_io_types=True) if precision == "fp16" else proto, path)
-            graphs.append(Graph(precision, attention, path))
+        fp32, fp16 = (folder / f"{attention}.{precision}.onnx" for precision in ("fp32", "fp16"))
+        onnx.save(proto, fp32)
+        onnx.save(convert_float_to_float16(proto, keep_io_types=True), fp16)
+        graphs += [Graph("fp32", attention, fp32), Graph("tf32", attention, fp32), Graph("fp16", attention, fp16)]
     return graphs
 
 
@@ -120,7 +121,8 @@ def drop_unused(proto: Any) -> None:
 def measure_engine(graph: Graph, way: Way, batch: int, side_px: int, seconds: float) -> float:
     """Images/s, from pixels in the host's memory to probabilities in the host's memory."""
     tiles = np.random.default_rng(0).integers(0, 256, (batch, side_px, side_px, 3), np.uint8)
-    session = open_cuda_session(graph.path, 1, {"enable_cuda_graph": "1"} if way == "captured" else {})
+    options = {"use_tf32": str(int(graph.precision == "tf32")), "enable_cuda_graph": str(int(way == "captured"))}
+    session = open_cuda_session(graph.path, 1, CUDA_OPTIONS | options)
     return batch / time_call(prepare(session, way, tiles), seconds)
 
 

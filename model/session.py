@@ -25,7 +25,9 @@ Tiles = NDArray[np.uint8]
 
 # On a GPU a batch is padded to one of these, so that memory and the search for kernels stay bounded.
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+# Without TF32, ONNX Runtime's own choice, which would move probabilities in their third decimal: fp32 means the same
+# on every device.
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
 
 _state = ort.capi.onnxruntime_pybind11_state
 UNREADABLE = (_state.InvalidGraph, _state.InvalidProtobuf, _state.InvalidArgument, _state.NotImplemented, _state.Fail)

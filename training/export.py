@@ -52,7 +52,7 @@ PARITY_BATCHES = (1, 2, 5)
 LOGIT_TOLERANCE = 1e-4
 MAP_TOLERANCE = 5e-5  # float32 itself moves a sharp attention weight by up to 4e-5, measured against float64
 EXTERNAL_FROM_BYTES = 1024  # smaller tensors stay in the graph
-# What the golden tile's probabilities may differ by: other processors, kernels and TF32 are allowed for, no more.
+# What the golden tile's probabilities may differ by: other processors and kernels are allowed for, no more.
 GOLDEN_TOLERANCE: dict[Precision, float] = {"fp32": 2e-3, "fp16": 2e-2, "int8": 1e-1}
 EVIDENCE: dict[str, Literal["exact", "first-order", "mixed"]] = {
     "mean": "exact",
