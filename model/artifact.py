@@ -4,6 +4,7 @@ Training writes it, the service reads it. It either verifies to the last byte or
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,9 +205,11 @@ class Manifest(Part):
 
     @property
     def attended_share(self) -> float:
-        """The share of a logit that passes through attention: a second head may read the patches before any layer."""
-        early = self.architecture.sizes.get("early_share", 0.0)
-        return 1.0 - early if isinstance(early, int | float) else 1.0
+        """The share of a logit that passes through attention: other heads may read the patches, or colours, before any
+        layer. At least: where colours are unknown their head has less than its share.
+        """
+        shares = [self.architecture.sizes.get(name, 0.0) for name in ("early_share", "colour_share")]
+        return math.prod(1.0 - share for share in shares if isinstance(share, int | float))
 
     def precisions(self) -> list[Precision]:
         return [f.precision for f in self.files if f.role == "predict" and f.precision]

@@ -184,15 +184,17 @@ def evidence(net: TokenNetwork, out: vit.Output | msht.Output, keep: Tensor) -> 
 
     Where the head reads the mean of the patches this is exact: the patches' shares and the bias add up to the logit
     (class activation mapping, arXiv 1512.04150). Where it reads the class token it is of first order: how the logit
-    changes with what the patch told the class token in the last block. A head that reads both gets the sum. Two heads
-    count by their shares in the logit.
+    changes with what the patch told the class token in the last block. A head that reads both gets the sum. Of several
+    heads each counts by its share in the logit.
     """
     total = head_evidence(net, out, keep)
-    if not isinstance(net, ViT) or not net.config.early_share:
-        return total
-    share = net.config.early_share
-    early = early_evidence(net, out.tokens[0][:, 1:] - net.pos_embed[:, 1:], keep)
-    return (1 - share) * total + share * early
+    if isinstance(net, ViT) and net.config.early_share:
+        early = early_evidence(net, out.tokens[0][:, 1:] - net.pos_embed[:, 1:], keep)
+        total = vit.mix(total, early, net.config.early_share)
+    if isinstance(out, vit.Output) and out.colours is not None:
+        votes = out.colours.patches * patch_shares(keep).unsqueeze(-1).to(total.dtype)  # (N, G*G, K)
+        total = vit.mix(total, votes.transpose(1, 2), out.colours.share.unsqueeze(-1))
+    return total
 
 
 def early_evidence(net: ViT, patches: Tensor, keep: Tensor) -> Tensor:

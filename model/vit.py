@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.colours import ColourHead, ColourVotes, weigh_votes
 from model.efficientnet import EfficientStem
 from model.layers import (
     DropPath,
@@ -41,6 +42,7 @@ class ViTConfig:
     stem: Literal["patch", "conv", "efficientnet"] = "patch"
     pool: Pooling = "class"  # which tokens the head reads
     early_share: float = 0.0  # of a second head in the logits, which reads the patches as the stem gives them; 0: none
+    colour_share: float = 0.0  # the most that a third head has, which reads colours alone; 0: none
     drop_path: float = 0.1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -48,8 +50,9 @@ class ViTConfig:
     def __post_init__(self) -> None:
         refuse_remainder("tile_px", self.tile_px, "patch_px", self.patch_px)
         refuse_remainder("width", self.width, "heads", self.heads)
-        if not 0 <= self.early_share <= 1:
-            raise ValueError(f"early_share is {self.early_share}, expected 0 to 1")
+        for name in ("early_share", "colour_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
         if self.stem == "conv" and self.patch_px != 15:
             raise ValueError(f"the conv stem strides by 3 and 5, so patch_px must be 15, not {self.patch_px}")
 
@@ -71,7 +74,8 @@ class Output(NamedTuple):
     features: Tensor  # (N, D) each of what the heads read: the class token, the mean of the patches, the early mean
     tokens: tuple[Tensor, ...]  # L + 1 of (N, T, D): as embedded, then after each block
     attentions: tuple[Tensor, ...]  # L of (N, H, T, T), empty unless asked for
-    opinions: tuple[Tensor, ...]  # logits (N, K) of each head; `logits` is their weighted mean
+    opinions: tuple[Tensor, ...]  # logits (N, K) of each head that is trained; `logits` is the weighted mean of all
+    colours: ColourVotes | None  # of the head that is taught instead
 
 
 class PatchEmbed(nn.Module):
@@ -181,6 +185,8 @@ class ViT(nn.Module):
             self.early_norm = nn.BatchNorm1d(config.width, affine=False)
             self.early_head = nn.Linear(config.width, classes)
             heads.append(self.early_head)
+        if config.colour_share:
+            self.colour_head = ColourHead(config.patch_px, classes)
         initialise(self, heads)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,10 +217,21 @@ class ViT(nn.Module):
 
         features = pool(self.norm(x), keep, self.config.pool)  # (N, D) or (N, 2D)
         logits: Tensor = self.head(features)
-        if not self.config.early_share:
-            return Output(logits, features, tuple(tokens), tuple(attentions), (logits,))
-        early = self.early_norm(mean_of_patches(patches, keep))  # (N, D)
-        share, early_logits = self.config.early_share, self.early_head(early)
-        weighed = (1 - share) * logits + share * early_logits  # torch.lerp would leave branches in the graph
-        features = torch.cat([features, early], dim=1)
-        return Output(weighed, features, tuple(tokens), tuple(attentions), (logits, early_logits))
+        opinions: tuple[Tensor, ...] = (logits,)
+        if self.config.early_share:
+            early = self.early_norm(mean_of_patches(patches, keep))  # (N, D)
+            opinions = (logits, self.early_head(early))
+            logits = mix(logits, opinions[1], self.config.early_share)
+            features = torch.cat([features, early], dim=1)
+        colours = None
+        if self.config.colour_share:
+            said = self.colour_head(images)  # (N, G*G, K + 1)
+            said = said if visible is None else select(said, visible)
+            mean = mean_of_patches(said, keep)  # (N, K + 1)
+            colours = ColourVotes(said[..., :-1], weigh_votes(self.config.colour_share, known=mean[:, -1:]))
+            logits = mix(logits, mean[:, :-1] + self.colour_head.bias, colours.share)
+        return Output(logits, features, tuple(tokens), tuple(attentions), opinions, colours)
+
+
+def mix(some: Tensor, others: Tensor, share: float | Tensor) -> Tensor:
+    return (1 - share) * some + share * others  # torch.lerp would leave branches in the graph

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model import vit
+from model.colours import ColourHead
 from model.graph import fill_removed, find_removal, to_images
 from model.network import Network, TokenNetwork, build
-from training import checkpoint, synthetic
+from training import checkpoint, colours, synthetic
 from training.augment import augment, blend, keep_some_patches, mean_density
 from training.config import Fit
 from training.data import Record, load_tiles, number_labels, scan, tell_skipped
@@ -83,6 +84,8 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
     if config.init:
         missing, _ = checkpoint.start_from(model, config.init)
         refuse_unfilled(how.frozen, missing)
+    if isinstance(model, vit.ViT) and model.config.colour_share:
+        teach_colours(model.colour_head, config, train)
     model = model.to(device)
     draw_batch = gather_batches(config, train, device)
 
@@ -103,6 +106,15 @@ def fit_tiles(config: Fit, train: TileSet, folder: Path, held_out: TileSet | Non
         return float((predict(net, held_out.tiles).argmax(1) == held_out.targets).mean())
 
     return optimise(model, loss_of, how, folder, accuracy if held_out else None, title or config.name)
+
+
+def teach_colours(head: ColourHead, config: Fit, train: TileSet) -> None:
+    """Before the first step, so that every checkpoint has what it learnt."""
+    rehearsal, share = None, 0.0
+    if config.rehearse is not None:
+        rehearsal = read_rehearsal(config.rehearse, tuple(train.classes), config.model.tile_px)
+        share = config.rehearse.share
+    colours.teach(head, torch.from_numpy(train.tiles), torch.from_numpy(train.targets), rehearsal, share)
 
 
 class Batch(NamedTuple):
@@ -154,7 +166,7 @@ def see(net: nn.Module, images: torch.Tensor, token_drop: float) -> Any:
 
 
 def opinions_of(seen: Any) -> tuple[torch.Tensor, ...]:
-    """Logits of each head; of most networks there is one."""
+    """Logits of each head that is trained; of most networks there is one."""
     return seen.opinions if isinstance(seen, vit.Output) else (seen.logits,)
 
 

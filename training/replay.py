@@ -133,8 +133,10 @@ def multiply_add(a: Tensor, b: Tensor, c: Tensor | None = None, *, transB: int =
 
 
 def cast(x: Tensor, to: int) -> Tensor:
-    """Pixels come as floats already, with their gradient; whole numbers are sizes."""
-    return x if x.is_floating_point() else x.to(torch.float32 if to == onnx.TensorProto.FLOAT else torch.int64)
+    """Pixels come as floats already, with their gradient; whole numbers are sizes, or places in a table."""
+    if to != onnx.TensorProto.FLOAT:
+        return x.to(torch.int64)
+    return x if x.is_floating_point() else x.to(torch.float32)
 
 
 def shape(x: Tensor, start: int = 0, end: int | None = None) -> Tensor:
@@ -151,6 +153,7 @@ OPERATORS: dict[str, Operator] = {
     "Conv": convolve,
     "Div": torch.div,
     "Expand": lambda x, size: x * torch.ones(size.tolist()),  # either may be the wider one
+    "Floor": torch.floor,
     "Gather": gather,
     "Gelu": lambda x, approximate=b"none": F.gelu(x, approximate=approximate.decode()),
     "Gemm": multiply_add,

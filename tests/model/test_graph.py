@@ -92,6 +92,22 @@ def test_evidence_of_an_early_head_adds_up_too(removed):
     assert (shares[:, :, :removed] == 0).all()
 
 
+@pytest.mark.parametrize("removed", [0, 5])
+def test_evidence_of_a_colour_head_adds_up_with_its_share_in_the_tile(removed):
+    vit = make_vit("mean", colour_share=0.5)
+    vit.colour_head.table = torch.rand_like(vit.colour_head.table)
+    vit.colour_head.bias = torch.randn(K, dtype=torch.float64)
+    keep = ALL.clone()
+    keep[:, :removed] = False
+    out = vit(make_images(), keep=keep, need_weights=True)
+    share = out.colours.share  # (N, 1)
+    assert ((share > 0) & (share < 0.5)).all()
+    shares = evidence(vit, out, keep)
+    biases = (1 - share) * vit.head.bias + share * vit.colour_head.bias
+    torch.testing.assert_close(shares.sum(-1) + biases, out.logits)
+    assert (shares[:, :, :removed] == 0).all()
+
+
 @pytest.mark.parametrize("pool", ["class", "mean"])
 def test_rollout_of_one_row_is_that_row_of_the_full_product(pool):
     vit = make_vit(pool)

@@ -13,6 +13,8 @@ def randomised(config: ViTConfig, seed: int = 0) -> ViT:
     vit = ViT(config, classes=6).eval()
     for parameter in vit.parameters():
         nn.init.normal_(parameter, std=0.2)
+    if config.colour_share:
+        vit.colour_head.table.uniform_()
     return vit
 
 
@@ -83,10 +85,10 @@ def test_the_explicit_and_the_fused_attention_agree(removed):
     torch.testing.assert_close(explicit.logits, fused.logits, atol=2e-6, rtol=2e-6)
 
 
-@pytest.mark.parametrize("early_share", [0.0, 0.75])
+@pytest.mark.parametrize("shares", [{}, {"early_share": 0.75}, {"early_share": 0.75, "colour_share": 0.2}])
 @pytest.mark.parametrize("pool", ["class", "mean", "both"])
-def test_masking_a_patch_is_the_same_as_never_having_it(pool, early_share):
-    vit = randomised(ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool, early_share=early_share))
+def test_masking_a_patch_is_the_same_as_never_having_it(pool, shares):
+    vit = randomised(ViTConfig(tile_px=60, width=24, layers=3, heads=3, pool=pool, **shares))
     images = torch.rand(2, 3, 60, 60)
     visible = torch.tensor([[0, 3, 7], [1, 2, 15]])
     keep = torch.zeros(2, 16, dtype=torch.bool).scatter(1, visible, True)
@@ -102,6 +104,20 @@ def test_an_early_head_reads_the_patches_before_any_layer_and_counts_as_much_as_
     torch.testing.assert_close(out.features, torch.cat([vit.norm(out.tokens[-1])[:, 0], early], dim=1))
     torch.testing.assert_close(out.opinions, (vit.head(out.features[:, :24]), vit.early_head(early)))
     torch.testing.assert_close(out.logits, 0.25 * out.opinions[0] + 0.75 * out.opinions[1])
+
+
+def test_a_colour_head_counts_as_far_as_the_colours_are_known():
+    vit = randomised(ViTConfig(tile_px=60, width=24, layers=2, heads=3, early_share=0.75, colour_share=0.2))
+    images = torch.rand(3, 3, 60, 60)
+    vit.colour_head.table[:, -1] = 0
+    silent = vit(images)
+    torch.testing.assert_close(silent.logits, 0.25 * silent.opinions[0] + 0.75 * silent.opinions[1])
+    vit.colour_head.table[:, -1] = 1
+    heard = vit(images)
+    votes = vit.colour_head(images)[..., :-1].mean(dim=1) + vit.colour_head.bias
+    torch.testing.assert_close(heard.logits, 0.8 * silent.logits + 0.2 * votes)
+    torch.testing.assert_close(heard.features, silent.features)
+    assert len(heard.opinions) == 2  # it isn't trained
 
 
 @pytest.mark.parametrize("pool", ["class", "both"])

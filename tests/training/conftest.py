@@ -33,7 +33,7 @@ def small_fit(tile_folder) -> Fit:
     return Fit(
         name="small",
         data=Labelled(folder=tile_folder, classes=["Tumor", "Stroma", "Lympho"], tile_mpp=0.495),
-        model=ViTConfig(width=32, layers=2, heads=2, pool="both", early_share=0.5),
+        model=ViTConfig(width=32, layers=2, heads=2, pool="both", early_share=0.5, colour_share=0.2),
         augment=Augmentation(blur=0, low_resolution=0, jpeg=0),
         optimisation=Optimisation(steps=4, batch=8, token_drop=0.5, validate_every=4, checkpoint_every=4),
         repeats=2,

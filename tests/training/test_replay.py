@@ -52,7 +52,9 @@ def test_a_shipped_graph_gives_its_logits_with_gradients(tiny_artifact):
 @pytest.mark.parametrize("pool", ["mean", "both"])
 def test_every_kind_of_head_and_the_convolutional_stems(pool, stem, tmp_path):
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(tile_px=30, width=32, layers=1, heads=2, stem=stem, pool=pool, early_share=0.5), 3).eval()
+    config = ViTConfig(tile_px=30, width=32, layers=1, heads=2, stem=stem, pool=pool, early_share=0.5, colour_share=0.2)
+    vit = ViT(config, 3).eval()
+    vit.colour_head.table.uniform_()
     nn.init.normal_(vit.head.weight)
     nn.init.normal_(vit.early_head.weight)
     assert Replay(write_graph(PredictGraph(vit, 1.0), tmp_path))(torch.zeros(3, 30, 30, 3)).shape == (3, 3)
