@@ -227,8 +227,8 @@ class Map(BaseModel):
     head: int | Literal["mean"] | None = Field(description="From 0, or the mean of all.", examples=["mean"])
     logit_share: Share = Field(
         description="Share of the label's score that passes through what the map shows; under 1 for attention and "
-        "rollout where a head reads the patches before any attention.",
-        examples=[0.25],
+        "rollout where other heads read the patches, or their colours, before any attention.",
+        examples=[0.2],
     )
     limits: Limits = Field(description="Smallest and largest number of the map, as they are.")
     box: Box

@@ -187,7 +187,8 @@ def test_each_answer_names_the_precision_that_it_was_computed_in(tiny_artifact, 
 
 def test_attention_says_how_much_of_the_answer_it_shows(png):
     with open_client(artifact=SHIPPED_ARTIFACT) as shipped:
-        share = 1 - shipped.get("/model").json()["architecture"]["sizes"]["early_share"]
+        sizes = shipped.get("/model").json()["architecture"]["sizes"]
+        share = (1 - sizes["early_share"]) * (1 - sizes["colour_share"])
         for method, shown in (("attention", share), ("rollout", share), ("evidence", 1)):
             assert shipped.post_image(f"/attention?method={method}", png).json()["logit_share"] == shown
         drawn = Image.open(io.BytesIO(shipped.post_image("/attention?method=rollout&format=png", png).content))
