@@ -147,10 +147,10 @@ class Input(BaseModel):
 
 class Model(BaseModel):
     name: str = Field(examples=["default"])
-    version: str = Field(examples=["0.6.1"])
+    version: str = Field(examples=["0.7.0"])
     digest: str = Field(
         description="sha256 of the artefact's manifest, which lists the sha256 of all else.",
-        examples=["80868b95a23c4834b08374828013adf49e526f44b8f10ec53b9bb951dec8c136"],
+        examples=["71e3ab4a0d96cb8635d79d907b43bb3921e82114853b35e1cbff7352df16d3f7"],
     )
     device: Device = Field(examples=["cpu"])
     precision: Precision = Field(examples=["fp32"])
@@ -281,7 +281,7 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(examples=["default"])
-    version: str = Field(examples=["0.6.1"])
+    version: str = Field(examples=["0.7.0"])
     summary: str = Field(examples=["Six tissues of colorectal H&E"])
     classes: list[ModelClass]
     tile_px: int = Field(description="Side of the square the model sees.", examples=[150])
@@ -292,7 +292,7 @@ class ModelCard(BaseModel):
     metrics: list[dict[str, Any]] = Field(description="Each with its protocol, n and 95 % interval.")
     intended_use: str = Field(examples=["Research and teaching"])
     limits: list[str] = Field(examples=[["Not for diagnosis"]])
-    digest: str = Field(examples=["80868b95a23c4834b08374828013adf49e526f44b8f10ec53b9bb951dec8c136"])
+    digest: str = Field(examples=["71e3ab4a0d96cb8635d79d907b43bb3921e82114853b35e1cbff7352df16d3f7"])
     device: Device = Field(examples=["cpu"])
     precision: Precision = Field(examples=["fp32"])
     service: ServiceLimits
@@ -306,4 +306,4 @@ class Readiness(BaseModel):
     status: Literal["ready"] = Field("ready", examples=["ready"])
     device: Device = Field(description="Where the model really runs.", examples=["cpu"])
     precision: Precision = Field(examples=["fp32"])
-    digest: str = Field(examples=["80868b95a23c4834b08374828013adf49e526f44b8f10ec53b9bb951dec8c136"])
+    digest: str = Field(examples=["71e3ab4a0d96cb8635d79d907b43bb3921e82114853b35e1cbff7352df16d3f7"])
