@@ -62,7 +62,7 @@ def test_training_starts_from_an_earlier_run_with_another_head(small_fit, tiles,
     with caplog.at_level("INFO"):
         vit = fit_tiles(config, tiles, tmp_path / "run", None)
     torch.testing.assert_close(vit.get_parameter(HIDDEN), earlier.get_parameter(HIDDEN))
-    assert "new: early_head, head; not used: early_head, head" in caplog.text
+    assert "new: colour_head, early_head, head; not used: colour_head, early_head, head" in caplog.text
 
 
 def test_answers_do_not_depend_on_the_batch(small_fit, tiles):
