@@ -4,6 +4,8 @@ Tiles come as they are, for every jitter of their stain would take from what col
 where any are rehearsed, teach it how little colours tell there.
 """
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,8 @@ from torch import Tensor
 from model.colours import COLOURS, ColourHead, name_colours
 from model.graph import to_images
 from training.rehearsal import Rehearsal
+
+log = logging.getLogger(__name__)
 
 FITTED = 512  # colours, 8 levels of each channel: some hundred tiles don't tell more of them apart
 PENALTY = 1e-3  # of the squared votes, beside the loss of one tile
@@ -33,27 +37,28 @@ def teach(
         shares, targets = torch.cat([shares, cuts]), torch.cat([targets, rehearsal.targets])
         weights = torch.cat([weights, torch.full((len(cuts),), each, dtype=torch.float64)])
     votes, bias = fit_votes(shares, targets, weights, classes=len(head.bias))
-    head.table[:, :-1] = votes[coarsen(torch.arange(COLOURS))]
-    head.table[:, -1] = (pixels >= KNOWN_PX).sum(dim=0) >= KNOWN_TILES
+    known = (pixels >= KNOWN_PX).sum(dim=0) >= KNOWN_TILES
+    head.table.copy_(torch.cat([spread(votes), known.unsqueeze(1)], dim=1))
     head.bias.copy_(bias)
+    log.info("colours have a vote: %d of %d are known", known.sum(), COLOURS)
 
 
 def count_colours(tiles: Tensor) -> Tensor:
     """How many pixels of each tile have each colour: (N, COLOURS)."""
-    return torch.stack([name_colours(to_images(tile[None])).flatten().bincount(minlength=COLOURS) for tile in tiles])
+    return torch.stack(
+        [name_colours(to_images(tile[None])).flatten().bincount(minlength=COLOURS).int() for tile in tiles]
+    )
 
 
 def share_of_fitted(pixels: Tensor) -> Tensor:
-    """(N, FITTED) of the pixels of each tile."""
-    coarse = coarsen(torch.arange(COLOURS)).expand(len(pixels), -1)
-    counts = torch.zeros(len(pixels), FITTED, dtype=torch.float64).scatter_add_(1, coarse, pixels.double())
+    """Two levels of each channel in one: (N, FITTED), of the pixels of each tile."""
+    counts = pixels.view(-1, 8, 2, 8, 2, 8, 2).sum(dim=(2, 4, 6)).flatten(1).double()
     return counts / counts.sum(dim=1, keepdim=True)
 
 
-def coarsen(colours: Tensor) -> Tensor:
-    """Of 16 levels of each channel, which of the 8."""
-    red, green, blue = colours // 256, colours // 16 % 16, colours % 16
-    return (red // 2 * 8 + green // 2) * 8 + blue // 2
+def spread(votes: Tensor) -> Tensor:
+    """The other way: what is said of FITTED colours (FITTED, K), for all COLOURS."""
+    return votes.view(8, 1, 8, 1, 8, 1, -1).expand(8, 2, 8, 2, 8, 2, -1).reshape(COLOURS, -1)
 
 
 @torch.enable_grad()

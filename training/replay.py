@@ -134,7 +134,7 @@ def multiply_add(a: Tensor, b: Tensor, c: Tensor | None = None, *, transB: int =
 
 def cast(x: Tensor, to: int) -> Tensor:
     """Pixels come as floats already, with their gradient; whole numbers are sizes, or places in a table."""
-    if to != onnx.TensorProto.FLOAT:
+    if to in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
         return x.to(torch.int64)
     return x if x.is_floating_point() else x.to(torch.float32)
 

@@ -22,6 +22,15 @@ def test_every_level_of_a_channel_has_its_place():
         assert name_colours(to_images(tiles)).flatten().tolist() == [level // 16 * step for level in range(256)]
 
 
+def test_half_the_precision_names_the_same_colours():
+    levels = torch.arange(0, 256, 16, dtype=torch.uint8)
+    tiles = torch.cartesian_prod(levels, levels, levels).view(1, 64, 64, 3)
+    for shift in (0, 15):
+        images = to_images(tiles + shift)
+        assert name_colours(images).flatten().tolist() == list(range(4096))
+        assert name_colours(images.half()).flatten().tolist() == list(range(4096))
+
+
 def test_a_patch_says_what_its_pixels_say_on_average():
     head = ColourHead(patch_px=2, classes=2)
     red, dark_red = name_colours(paint(RED, DARK_RED))[0, 0, [0, -1]].tolist()
