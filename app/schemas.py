@@ -150,7 +150,7 @@ class Model(BaseModel):
     version: str = Field(examples=["0.7.0"])
     digest: str = Field(
         description="sha256 of the artefact's manifest, which lists the sha256 of all else.",
-        examples=["71e3ab4a0d96cb8635d79d907b43bb3921e82114853b35e1cbff7352df16d3f7"],
+        examples=["e39b0f64d701ce10438f2df911617a8030a79901449017b2e5f01f3546bd18fd"],
     )
     device: Device = Field(examples=["cpu"])
     precision: Precision = Field(examples=["fp32"])
@@ -226,8 +226,8 @@ class Map(BaseModel):
     layer: int | None = Field(description="From 0; null where the method uses all.", examples=[3])
     head: int | Literal["mean"] | None = Field(description="From 0, or the mean of all.", examples=["mean"])
     logit_share: Share = Field(
-        description="Share of the label's score that passes through what the map shows; under 1 for attention and "
-        "rollout where other heads read the patches, or their colours, before any attention.",
+        description="Share of the label's score that passes through what the map shows, at least; under 1 for "
+        "attention and rollout where other heads read the patches, or their colours, before any attention.",
         examples=[0.2],
     )
     limits: Limits = Field(description="Smallest and largest number of the map, as they are.")
@@ -292,7 +292,7 @@ class ModelCard(BaseModel):
     metrics: list[dict[str, Any]] = Field(description="Each with its protocol, n and 95 % interval.")
     intended_use: str = Field(examples=["Research and teaching"])
     limits: list[str] = Field(examples=[["Not for diagnosis"]])
-    digest: str = Field(examples=["71e3ab4a0d96cb8635d79d907b43bb3921e82114853b35e1cbff7352df16d3f7"])
+    digest: str = Field(examples=["e39b0f64d701ce10438f2df911617a8030a79901449017b2e5f01f3546bd18fd"])
     device: Device = Field(examples=["cpu"])
     precision: Precision = Field(examples=["fp32"])
     service: ServiceLimits
@@ -306,4 +306,4 @@ class Readiness(BaseModel):
     status: Literal["ready"] = Field("ready", examples=["ready"])
     device: Device = Field(description="Where the model really runs.", examples=["cpu"])
     precision: Precision = Field(examples=["fp32"])
-    digest: str = Field(examples=["71e3ab4a0d96cb8635d79d907b43bb3921e82114853b35e1cbff7352df16d3f7"])
+    digest: str = Field(examples=["e39b0f64d701ce10438f2df911617a8030a79901449017b2e5f01f3546bd18fd"])

@@ -61,7 +61,7 @@ function isBeyondChance(scores, method) {
 }
 
 function tellGathered({ logit_share: share }) {
-  return share < 1 ? `${percent(share)} of the answer (the rest is read off the patches and their colours before)` : "the answer";
+  return share < 1 ? `${percent(share)} of the answer (other heads read the rest before)` : "the answer";
 }
 
 function tellColours({ target }) {
