@@ -6,12 +6,13 @@ where any are rehearsed, teach it how little colours tell there.
 
 import logging
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.colours import COLOURS, ColourHead, name_colours
-from model.graph import to_images
+from model import quality
+from model.colours import COLOURS, ColourHead
 from training.rehearsal import Rehearsal
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,7 @@ def teach(
 
 def count_colours(tiles: Tensor) -> Tensor:
     """How many pixels of each tile have each colour: (N, COLOURS)."""
-    return torch.stack(
-        [name_colours(to_images(tile[None])).flatten().bincount(minlength=COLOURS).int() for tile in tiles]
-    )
+    return torch.from_numpy(np.stack([quality.count_colours(tile) for tile in tiles.numpy()]))
 
 
 def share_of_fitted(pixels: Tensor) -> Tensor:
